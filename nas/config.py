@@ -136,7 +136,8 @@ class SearchConfig(Section):
     )
     max_params: Positive | None = Field(None, description="Limit on parameters of the bare network.")
     max_flops: Positive | None = Field(
-        None, description="Limit on FLOPs an image (2 a multiply-add); unset with a time budget: what can be retrained in it."
+        None,
+        description="Limit on FLOPs an image (2 a multiply-add); unset with a time budget: what fits it.",
     )
     max_latency: float | None = Field(None, gt=0, description="Limit on measured milliseconds for one image.")
     warm_start: tuple[str, ...] | None = Field(
@@ -150,7 +151,8 @@ class ExecutorConfig(Section):
 
     kind: Literal["ray", "in-process"] = Field("ray", description="ray, or in-process (one at a time, for debugging).")
     workers: Positive | None = Field(
-        None, description="Long-lived workers; unset: one a CPU thread set, or one a GPU share where there are GPUs."
+        None,
+        description="Long-lived workers; unset: one a CPU thread set, or one a GPU share where there are GPUs.",
     )
     threads: Positive = Field(1, description="CPU threads a worker.")
     gpus: float = Field(
@@ -165,19 +167,20 @@ class ExportConfig(Section):
 
     opset: Annotated[int, Field(ge=18)] = Field(18, description="ONNX operator set.")
     tolerance: float = Field(
-        1e-3, gt=0, description="Largest allowed logit difference to the training network, on real test images."
+        1e-3,
+        gt=0,
+        description="Largest allowed logit difference to the training network, on real test images.",
     )
 
 
 class Config(Section):
     """The whole file."""
 
-    name: str | None = Field(
-        None, pattern=r"^[\w.-]+$", description="Name of the experiment; unset: <space>-<data>."
-    )
+    name: str | None = Field(None, pattern=r"^[\w.-]+$", description="Name of the experiment; unset: <space>-<data>.")
     results: Path = Field(Path("results"), description="Folder of the experiments.")
     storage: str | None = Field(
-        None, description="SQL URL of the study and its measurements; unset: SQLite in the experiment's folder."
+        None,
+        description="SQL URL of the study and its measurements; unset: SQLite in the experiment's folder.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything but the split.")
     space: SpaceConfig = SpaceConfig()
@@ -210,6 +213,11 @@ class Config(Section):
     def folder(self) -> Path:
         """The experiment's folder."""
         return self.results / self.experiment
+
+    @property
+    def database(self) -> str:
+        """SQL URL of the study and its measurements."""
+        return self.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"
 
 
 def make(table: Mapping[str, Any]) -> Config:

@@ -148,6 +148,10 @@ class SearchSpace(ABC):
         """Well-known points, as the values `suggest` would ask for: reference rows and warm starts."""
         return {}
 
+    def describe(self, architecture: Any) -> Sequence[str]:
+        """One line a cell, by depth, for ``nas show``; empty when there is nothing to say."""
+        return ()
+
     @final
     def point(self, values: Mapping[str, Any]) -> Architecture:
         """The architecture that `suggest` makes of these values; raises SpaceError when one is missing."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import importlib.metadata
+import importlib.util
 import inspect
 import pkgutil
 import sys

@@ -1,0 +1,300 @@
+"""The command line: parse, call, print. The only module that knows the terminal.
+
+Exit codes: 0, 1 for a job that failed, 2 for bad input, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from nas import config as configuration
+from nas import leaderboard as ranking
+from nas.cli import drawing
+from nas.errors import InputError, NasError
+
+if TYPE_CHECKING:
+    from nas.experiment import Experiment
+    from nas.export import Exported
+
+app = typer.Typer(
+    help="Search Inception-style networks by short proxy trainings with auxiliary towers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+space_app = typer.Typer(help="Search spaces.", no_args_is_help=True)
+data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+app.add_typer(space_app, name="space")
+app.add_typer(data_app, name="data")
+
+out = Console(soft_wrap=False)
+complaints = Console(stderr=True, soft_wrap=True)
+
+
+class Format(StrEnum):
+    """How the leaderboard is printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    md = "md"
+
+
+ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML file; see `nas config`.", show_default=False)]
+Name = Annotated[str | None, typer.Argument(help="The experiment; none named: the latest.", show_default=False)]
+Results = Annotated[Path, typer.Option(help="Folder of the experiments.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any key of the file: section.key=value.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line a candidate, also where this is no terminal.")]
+
+NewName = Annotated[str | None, typer.Option("--name", help="Name of the experiment.")]
+Space = Annotated[str | None, typer.Option(help="A space by name, or file.py:Name.")]
+DataSet = Annotated[str | None, typer.Option("--data", help="A known set, a .npz file or an image folder.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where known data sets lie.")]
+Trials = Annotated[int | None, typer.Option(help="Candidates to measure.")]
+Time = Annotated[str | None, typer.Option(help="Time budget, such as 30m.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything but the split.")]
+Workers = Annotated[int | None, typer.Option(help="Long-lived workers.")]
+NewResults = Annotated[Path | None, typer.Option("--results", help="Folder of the experiments.")]
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    name: NewName = None,
+    space: Space = None,
+    data: DataSet = None,
+    data_dir: DataDir = None,
+    trials: Trials = None,
+    time: Time = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    results: NewResults = None,
+    set_: Set = None,
+    verbose: Verbose = False,
+) -> None:
+    """Search, retrain the winner, export it. The same command again goes on where it was stopped."""
+    from nas.experiment import Experiment
+
+    keys = _keys(name, space, data, data_dir, trials, time, seed, workers, results)
+    experiment = Experiment(config=configuration.read(config, set_ or (), **keys))
+    with _watching(experiment, verbose):
+        exported = experiment.run()
+    _print_best(experiment)
+    _print_winner(experiment)
+    _print_export(exported)
+
+
+@app.command()
+def search(
+    config: ConfigFile = None,
+    name: NewName = None,
+    space: Space = None,
+    data: DataSet = None,
+    data_dir: DataDir = None,
+    trials: Trials = None,
+    time: Time = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    results: NewResults = None,
+    set_: Set = None,
+    verbose: Verbose = False,
+) -> None:
+    """Measure candidates, and nothing more. The same command again goes on where it was stopped."""
+    from nas.experiment import Experiment
+
+    keys = _keys(name, space, data, data_dir, trials, time, seed, workers, results)
+    experiment = Experiment(config=configuration.read(config, set_ or (), **keys))
+    with _watching(experiment, verbose):
+        experiment.search()
+    _print_best(experiment)
+
+
+@app.command()
+def leaderboard(
+    experiment: Name = None,
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
+    sort: Annotated[str | None, typer.Option(help="A column to sort by; unset: the search's first objective.")] = None,
+    pareto: Annotated[bool, typer.Option(help="Only the Pareto front of score and FLOPs.")] = False,
+    results: Results = Path("results"),
+) -> None:
+    """Every measured candidate, best first (* on the Pareto front of score and FLOPs), and the references."""
+    from nas.experiment import Experiment
+
+    opened = Experiment.open(experiment, results)
+    rows = opened.leaderboard()
+    if sort is not None:
+        rows = ranking.sort(rows, sort)
+    if pareto:
+        rows = [row for row in rows if row.pareto]
+    if format is Format.table:
+        out.print(drawing.board(rows, opened.config.experiment))
+    else:
+        write = {Format.csv: drawing.as_csv, Format.json: drawing.as_json, Format.md: drawing.as_markdown}[format]
+        typer.echo(write(rows))
+
+
+@app.command()
+def retrain(
+    experiment: Name = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of the winner.")] = None,
+    results: Results = Path("results"),
+    set_: Set = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train the winner, and the references beside it, on the full recipe."""
+    from nas.experiment import Experiment
+
+    opened = Experiment.open(experiment, results, assignments=set_ or ())
+    with _watching(opened, verbose):
+        opened.retrain(seeds)
+    _print_winner(opened)
+
+
+@app.command()
+def export(experiment: Name = None, results: Results = Path("results"), set_: Set = None) -> None:
+    """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images."""
+    from nas.experiment import Experiment
+
+    opened = Experiment.open(experiment, results, assignments=set_ or ())
+    with _watching(opened):
+        exported = opened.export()
+    _print_export(exported)
+
+
+@app.command()
+def show(
+    what: Annotated[
+        str, typer.Argument(help="A trial's number, an architecture's key, a JSON file, or a named point.")
+    ],
+    experiment: Name = None,
+    space: Space = None,
+    data: DataSet = None,
+    data_dir: DataDir = None,
+    results: Results = Path("results"),
+) -> None:
+    """Draw an architecture, with parameters and FLOPs a cell."""
+    from nas.experiment import Experiment
+
+    chosen = {"space.name": space, "data.name": data, "data.dir": data_dir and str(data_dir), "results": str(results)}
+    if space is not None or data is not None or (experiment is None and not any(results.glob("*/config.toml"))):
+        opened = Experiment(config=configuration.read(None, (), **chosen))
+    else:
+        opened = Experiment.open(experiment, results)
+    shown = opened.show(what)
+    out.print(drawing.network(shown))
+    out.print(shown.architecture.to_json(), soft_wrap=True, highlight=False, markup=False)
+
+
+@space_app.command("list")
+def list_spaces() -> None:
+    """The search spaces that are found by name."""
+    import search_spaces
+
+    for name in search_spaces.available():
+        space = search_spaces.load(name)
+        size = space.size()
+        held = f"{size:,} architectures" if size is not None and size < 1e6 else f"{size:.2g} architectures"
+        out.print(f"{name:<12} {search_spaces.available()[name]} ({held}; names {', '.join(space.named()) or 'none'})")
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """The data sets that are found by name."""
+    from nas.data import known
+
+    for name, description in known().items():
+        out.print(f"{name:<14} {description}", highlight=False, markup=False, soft_wrap=True)
+    out.print("Or a .npz file, or a folder with class/image.png.", highlight=False)
+
+
+@app.command()
+def config(file: ConfigFile = None, set_: Set = None) -> None:
+    """Print the resolved config, every key explained: a file to start from."""
+    typer.echo(configuration.explained(configuration.read(file, set_ or ())), nl=False)
+
+
+def main() -> None:
+    """Entry point of ``nas``."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite end is an interrupt
+    try:
+        app(standalone_mode=True)
+    except NasError as error:
+        complaints.print(f"error: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _keys(
+    name: str | None,
+    space: str | None,
+    data: str | None,
+    data_dir: Path | None,
+    trials: int | None,
+    time: str | None,
+    seed: int | None,
+    workers: int | None,
+    results: Path | None,
+) -> dict[str, Any]:
+    """The options that stand for keys of the file, by those keys."""
+    return {
+        "name": name,
+        "space.name": space,
+        "data.name": data,
+        "data.dir": data_dir and str(data_dir),
+        "search.trials": trials,
+        "search.time": time,
+        "seed": seed,
+        "executor.workers": workers,
+        "results": results and str(results),
+    }
+
+
+@contextmanager
+def _watching(experiment: Experiment, verbose: bool = False) -> Iterator[None]:
+    """Shows the work; ends it cleanly at Ctrl-C. What was measured is saved as it comes."""
+    try:
+        with drawing.Screen(out, verbose) as screen:
+            experiment.listen = screen
+            yield
+    except KeyboardInterrupt:
+        command = shlex.join(["nas", *sys.argv[1:]])
+        complaints.print(f"Stopped; what was measured is saved. To go on: {command}", highlight=False, markup=False)
+        raise typer.Exit(130) from None
+
+
+def _print_best(experiment: Experiment) -> None:
+    rows = experiment.leaderboard()
+    best = [row for row in rows if row.kind == "reference" or (row.rank or 6) <= 5]
+    candidates = sum(row.kind == "candidate" for row in rows)
+    out.print(drawing.board(best, f"{experiment.config.experiment}: the best five of {candidates} candidates"))
+
+
+def _print_winner(experiment: Experiment) -> None:
+    """The winner's test accuracy beside the references'."""
+    tested = [row for row in experiment.leaderboard() if row.test_accuracy is not None]
+    for row in sorted(tested, key=lambda row: row.kind):
+        name = "winner" if row.kind == "candidate" and row.rank == 1 else row.name
+        out.print(f"{name:<32} test accuracy {drawing.test_accuracy(row)}", highlight=False, markup=False)
+
+
+def _print_export(exported: Exported) -> None:
+    for check in exported.checks:
+        out.print(
+            f"{check.file:<18} verified on {check.images} test images: "
+            f"predictions agree {100 * check.agreement:.2f} %, largest logit difference {check.max_difference:.1e}",
+            highlight=False,
+            markup=False,
+        )
+    out.print(f"Exported to {exported.folder}", highlight=False, markup=False, soft_wrap=True)

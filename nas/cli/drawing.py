@@ -1,0 +1,193 @@
+"""What a person sees: progress, the board, an architecture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from nas.leaderboard import Record
+
+if TYPE_CHECKING:
+    from nas import search
+    from nas.experiment import Shown
+    from nas.records import Measurement
+
+COLUMNS = ("rank", "name", "loss", "accuracy", "test", "params", "flops", "seconds", "towers", "rung", "key")
+
+
+class Screen:
+    """Listens to the work: a bar and a line a candidate on a terminal, one line a stage elsewhere."""
+
+    def __init__(self, console: Console, verbose: bool = False) -> None:
+        self._console = console
+        self._lines = verbose or console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: search.Event) -> None:
+        if event.text is not None:
+            self._console.print(event.text, highlight=False)
+        if event.measurement is not None:
+            self._show(event.progress)
+            if self._lines:
+                self._console.print(candidate_line(event.name or "", event.measurement), highlight=False, markup=False)
+
+    def _show(self, progress: search.Progress) -> None:
+        if progress.stage not in self._tasks:
+            for task in self._tasks.values():
+                self._bar.update(task, visible=False)
+            self._tasks[progress.stage] = self._bar.add_task(progress.stage, status="")
+        finished = progress.done + progress.failed
+        self._bar.update(
+            self._tasks[progress.stage], completed=finished, total=progress.total, status=status_line(progress)
+        )
+
+
+def status_line(progress: search.Progress) -> str:
+    """``2 running, 1 failed, best 0.0712, 3 min left``"""
+    parts = [f"{progress.running} running"]
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    if progress.infeasible:
+        parts.append(f"{progress.infeasible} over the limits")
+    if progress.best is not None:
+        parts.append(f"best {progress.best:.4f}")
+    if progress.seconds_left is not None:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def candidate_line(name: str, measurement: Measurement) -> str:
+    """One finished measurement in one line."""
+    m = measurement
+    if m.status != "done":
+        return f"{name:<18} {m.status}: {m.cause}"
+    split = "test" if "test_accuracy" in m.signals else "val"
+    towers = f"tower on {', '.join(map(str, m.towers))}" if m.towers else "no tower"
+    return (
+        f"{name:<18} loss {m.signals[f'{split}_loss']:.4f}  accuracy {100 * m.signals[f'{split}_accuracy']:.2f} %"
+        f"{' (test)' if split == 'test' else ''}  {short(m.signals['params'])} params  "
+        f"{short(m.signals['flops'])} FLOPs  {m.cost['seconds']:.1f} s  {towers}"
+    )
+
+
+def board(rows: Sequence[Record], title: str) -> Table:
+    """The leaderboard as a table."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("name", "towers", "rung", "key") else "right")
+    for row in rows:
+        style = "dim" if row.kind == "reference" else ""
+        table.add_row(*cells(row), style=style)
+    return table
+
+
+def cells(row: Record) -> list[str]:
+    """A row in words, by COLUMNS. A candidate without a score shows its cause in place of the numbers."""
+    name = f"{row.name} *" if row.pareto else row.name
+    if row.status != "done":
+        return ["", name, row.status, "", "", short(row.params), short(row.flops), "", "", row.cause or "", row.key]
+    return [
+        str(row.rank or ""),
+        name,
+        f"{row.loss:.4f}" if row.loss is not None else "",
+        f"{100 * row.accuracy:.2f} %" if row.accuracy is not None else "",
+        test_accuracy(row),
+        short(row.params),
+        short(row.flops),
+        f"{row.seconds:.1f}" if row.seconds is not None else "",
+        ", ".join(map(str, row.towers)),
+        row.rung,
+        row.key,
+    ]
+
+
+def test_accuracy(row: Record) -> str:
+    """Mean, standard deviation and number of trainings: ``98.70 % ± 0.16 (3)``."""
+    if row.test_accuracy is None:
+        return ""
+    spread = f" ± {100 * row.test_std:.2f}" if row.test_std is not None else ""
+    return f"{100 * row.test_accuracy:.2f} %{spread} ({row.test_seeds})"
+
+
+def as_json(rows: Iterable[Record]) -> str:
+    """A list of objects, one a row, all fields."""
+    return json.dumps([asdict(row) for row in rows], indent=1)
+
+
+def as_csv(rows: Iterable[Record]) -> str:
+    """A header and one line a row, all fields."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Record)])
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(asdict(row) | {"towers": " ".join(map(str, row.towers))})
+    return text.getvalue().rstrip("\n")
+
+
+def as_markdown(rows: Iterable[Record]) -> str:
+    """A Markdown table with the columns of the terminal's."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in cells(row))} |" for row in rows]
+    return "\n".join(lines)
+
+
+def network(shown: Shown) -> Table:
+    """An architecture, a row a cell."""
+    a = shown.architecture
+    title = f"{shown.name}  ({a.key}, input {'x'.join(map(str, shown.input_shape))})"
+    table = Table(title=title, title_justify="left", header_style="bold", show_footer=True)
+    table.add_column("cell", footer="whole network")
+    table.add_column("branches")
+    table.add_column("params", justify="right", footer=f"{shown.params:,}")
+    table.add_column("FLOPs", justify="right", footer=f"{shown.flops:,}")
+    for name, description, params, flops in shown.cells:
+        table.add_row(name, description, f"{params:,}", f"{flops:,}")
+    return table
+
+
+def short(number: float | None) -> str:
+    """``1.2M``"""
+    if number is None:
+        return ""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``1.5 h``"""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

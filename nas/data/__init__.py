@@ -1,0 +1,12 @@
+"""Data sets: found or downloaded, read completely, checked, split.
+
+``load`` gives a `Data`; ``nas.data.augment`` (the only module here that needs torch) changes its batches.
+"""
+
+from __future__ import annotations
+
+from nas.data.images import Data, Images
+from nas.data.loading import load
+from nas.data.sets import known
+
+__all__ = ["Data", "Images", "known", "load"]

@@ -1,0 +1,80 @@
+"""What a data set is: images with labels, and the splits of a loaded set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)  # eq: arrays do not compare to one truth
+class Images:
+    """Images with their labels.
+
+    pixels: uint8 (N, C, H, W), 0 to 255. labels: int64 (N,), 0 to K-1.
+    """
+
+    pixels: Pixels
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: npt.NDArray[np.intp]) -> Images:
+        """The images of these row numbers, copied."""
+        return Images(self.pixels[rows], self.labels[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set as its files give it: checked for form, not yet split.
+
+    `test` is the official test split; None: the set has none, and one is cut from `images`.
+    """
+
+    classes: tuple[str, ...]
+    images: Images
+    test: Images | None
+    augmentations: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set, ready to train on.
+
+    train and validation are shuffled, so that any first part of them is a random sample.
+    mean, std: one number a channel, in pixel units (0 to 255), of the training split; std is never 0.
+    augmentations: what suits this set, of crop, flip and cutout.
+    fingerprint: hash of pixels, labels and split, the test split included even after `without_test`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    validation: Images
+    test: Images | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentations: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self.train.pixels.shape
+        return channels, height, width
+
+    def without_test(self) -> Data:
+        """The same data without its test split: what proxies get, so that nothing chosen can depend on it."""
+        return replace(self, test=None)
+
+    def train_and_validation(self) -> Images:
+        """Training images followed by validation images, copied: what the winner is retrained on."""
+        return Images(
+            np.concatenate([self.train.pixels, self.validation.pixels]),
+            np.concatenate([self.train.labels, self.validation.labels]),
+        )

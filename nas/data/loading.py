@@ -1,0 +1,75 @@
+"""``load``: from what a person wrote under [data] to a `Data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from nas.config import DataConfig
+from nas.data import archives, cifar, folder, idx, npz
+from nas.data.images import Data, Images, Source
+from nas.data.sets import SETS, Known
+from nas.data.split import check, divide, fingerprint, statistics
+from nas.errors import DataError
+
+
+def load(config: DataConfig, progress: bool = False) -> Data:
+    """The data set that `config` names, complete, checked and split; the same for the same config and files.
+
+    Raises DataError, in one line, for a set that is unknown, missing, damaged or cannot be split. `progress`
+    shows a bar while a known set is downloaded (only where `config.dir` is unset and the cache lacks it).
+    """
+    name, source = _source(config, progress)
+    check(name, source)
+    train, validation, test = divide(name, source, config)
+    mean, std = statistics(train.pixels)
+    return Data(
+        name=name,
+        classes=source.classes,
+        train=train,
+        validation=validation,
+        test=test,
+        mean=mean,
+        std=std,
+        augmentations=source.augmentations,
+        fingerprint=fingerprint((train, validation, test)),
+    )
+
+
+def _source(config: DataConfig, progress: bool) -> tuple[str, Source]:
+    """(name, images) of a known set, a .npz file or a folder."""
+    path = Path(config.name).expanduser()
+    if config.name not in SETS and path.is_dir():
+        return path.resolve().name, folder.read(path, config.size)
+    if config.size is not None:
+        raise DataError(f"data.size resizes folders of images only, and {config.name!r} is none")
+    if config.name in SETS:
+        return config.name, _read_known(config.name, SETS[config.name], config.dir, progress)
+    if path.suffix == ".npz" and path.is_file():
+        return path.stem, npz.read(path)
+    if path.suffix == ".npz" or path.name != config.name:
+        raise DataError(f"no data at {config.name!r}: expected a .npz file or a folder with class/image.png")
+    raise DataError(f"unknown data set {config.name!r}: not one of {', '.join(SETS)}, nor a .npz file or a folder here")
+
+
+def _read_known(name: str, entry: Known, directory: Path | None, progress: bool) -> Source:
+    if entry.reader == "scikit-learn":
+        return Source(entry.classes, _digits(), None, entry.augmentations)
+    if directory is not None and not directory.is_dir():
+        raise DataError(f"no folder {str(directory)!r} to look for data set {name!r} in")
+    place = archives.download(name, entry, progress) if directory is None else directory
+    if entry.reader == "idx":
+        train, test = idx.read(idx.locate(name, entry, place))
+        return Source(entry.classes, train, test, entry.augmentations)
+    classes, train, test = cifar.read(entry, cifar.locate(name, entry, place))
+    return Source(classes, train, test, entry.augmentations)
+
+
+def _digits() -> Images:
+    """scikit-learn's digits; its pixels are counts from 0 to 16."""
+    from sklearn.datasets import load_digits  # slow to import
+
+    values = load_digits()
+    pixels = np.rint(values.images * (255 / 16)).astype(np.uint8)
+    return Images(pixels[:, None], values.target.astype(np.int64))

@@ -1,0 +1,121 @@
+"""From the images of a source to its splits: checks, the stratified cut, statistics, the fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from nas.config import DataConfig
+from nas.data.images import Images, Labels, Pixels, Source
+from nas.errors import DataError
+
+SMALLEST = 4  # pixels a side: below, a stem and one reduction leave nothing to classify
+
+_CHUNK = 1024  # images at a time in sums, so that no float64 copy of a whole set is made
+
+
+def check(name: str, source: Source) -> None:
+    """Raise DataError unless the source is a classification problem that can be trained on."""
+    _check_images(name, "training", source.images, source.classes)
+    if len(source.classes) < 2:
+        raise DataError(f"data set {name!r} has one class only ({', '.join(source.classes)}); 2 are needed")
+    if source.test is None:
+        return
+    _check_images(name, "test", source.test, source.classes)
+    ours, theirs = source.images.pixels.shape[1:], source.test.pixels.shape[1:]
+    if ours != theirs:
+        raise DataError(f"data set {name!r}: training images are {_shape(ours)}, test {_shape(theirs)}")
+
+
+def _check_images(name: str, part: str, images: Images, classes: tuple[str, ...]) -> None:
+    count, _, height, width = images.pixels.shape
+    if count != len(images.labels):
+        raise DataError(f"data set {name!r} has {count} {part} images but {len(images.labels)} labels")
+    if count == 0:
+        raise DataError(f"data set {name!r} has no {part} images")
+    if min(height, width) < SMALLEST:
+        needed = f"at least {SMALLEST}x{SMALLEST}"
+        raise DataError(f"data set {name!r}: images must be {needed} pixels, got {width}x{height}")
+    if images.labels.min() < 0 or images.labels.max() >= len(classes):
+        raise DataError(
+            f"data set {name!r}: {part} labels go from {images.labels.min()} to {images.labels.max()}, "
+            f"but there are {len(classes)} classes"
+        )
+    for number in np.flatnonzero(_counts(images.labels, len(classes)) == 0):
+        raise DataError(f"data set {name!r}: class {classes[number]!r} has no {part} images")
+
+
+def divide(name: str, source: Source, config: DataConfig) -> tuple[Images, Images, Images]:
+    """(training, validation, test) images: disjoint, complete, every class in each; raises DataError.
+
+    An official test split stays as it is; where there is none, one is cut before validation is.
+    """
+    rest, test = source.images, source.test
+    if test is None:
+        rest, test = _cut(name, source, rest, config.test, config.split_seed)
+    train, validation = _cut(name, source, rest, config.validation, config.split_seed)
+    return train, validation, test
+
+
+def _cut(name: str, source: Source, images: Images, share: float, seed: int) -> tuple[Images, Images]:
+    """(what remains, a stratified `share` of the images), both shuffled."""
+    from sklearn.model_selection import train_test_split  # slow to import
+
+    classes = len(source.classes)
+    before = _counts(images.labels, classes)
+    size = round(share * len(images))
+    if before.min() < 2 or min(size, len(images) - size) < classes:  # where scikit-learn would refuse
+        raise _too_few(name, source, int(before.argmin()))
+    rows = np.arange(len(images))
+    kept, cut = train_test_split(rows, test_size=size, stratify=images.labels, random_state=seed)
+    fewest = np.minimum(_counts(images.labels[kept], classes), _counts(images.labels[cut], classes))
+    if fewest.min() == 0:
+        raise _too_few(name, source, int(fewest.argmin()))
+    return images[kept], images[cut]
+
+
+def _too_few(name: str, source: Source, number: int) -> DataError:
+    count = int(_counts(source.images.labels, len(source.classes))[number])
+    splits = "training, validation and test" if source.test is None else "training and validation"
+    return DataError(
+        f"data set {name!r}: class {source.classes[number]!r} has {count} image{'s' * (count != 1)}, "
+        f"too few to be in the {splits} split at these shares (data.validation, data.test)"
+    )
+
+
+def _counts(labels: Labels, classes: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    return np.bincount(labels, minlength=classes)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
+    return f"{width}x{height} with {channels} channel{'s' * (channels != 1)}"
+
+
+def statistics(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of each channel of (N, C, H, W), in pixel units; a constant channel has 1.
+
+    The sums are of integers and exact, so that neither chunks nor threads show in the result.
+    """
+    channels = pixels.shape[1]
+    total, squares = np.zeros(channels), np.zeros(channels)
+    for start in range(0, len(pixels), _CHUNK):
+        values = pixels[start : start + _CHUNK].astype(np.float64)
+        total += values.sum(axis=(0, 2, 3))
+        squares += np.square(values, out=values).sum(axis=(0, 2, 3))
+    count = pixels.size / channels
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return tuple(mean.tolist()), tuple(np.where(std > 1e-6, std, 1.0).tolist())
+
+
+def fingerprint(parts: Iterable[Images]) -> str:
+    """16 hexadecimal digits that change when a pixel, a label or the split does."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(part.pixels).data)
+        digest.update(np.ascontiguousarray(part.labels, "<i8").data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,149 @@
+"""What one driver holds while it works on an experiment, and how it comes by it.
+
+Everything a person gave is checked before anything is written; then the lease is taken, and only its holder writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from nas import config as configuration
+from nas import executor, ladder
+from nas.config import Config
+from nas.data import Data, load
+from nas.errors import ExperimentError
+from nas.executor import Executor
+from nas.ladder import Rung
+from nas.lease import Lease
+from nas.proxy import Setting, SpaceSpec
+from nas.records import Records, existing_records, open_database
+from nas.search import Budget, Candidates
+from nas.space import SearchSpace
+from nas.study import Study
+
+MEANING = ("seed", "space", "data", "towers", "proxy", "search.objectives")
+"""Keys that say what a score means: an experiment that has begun refuses a change to them."""
+
+FREE = ("data.dir",)
+"""Keys below those that say only where things are."""
+
+
+@dataclass
+class Driver:
+    """The open experiment: its space, data, study, measurements and workers."""
+
+    config: Config
+    spec: SpaceSpec
+    space: SearchSpace
+    data: Data
+    records: Records
+    study: Study
+    executor: Executor
+    proxy: Rung
+    budget: Budget
+    check: Callable[[], None]
+    _workers_have: str = field(default="", init=False)
+
+    def candidates(self, max_flops: int | None) -> Candidates:
+        """What a candidate is here; `max_flops` stands in for the limit that the person did not set."""
+        classes = len(self.data.classes)
+        return Candidates(self.space, self.data.input_shape, classes, self.config.search, max_flops)
+
+    @property
+    def retrain_images(self) -> int:
+        """Images that retraining trains on in an epoch."""
+        images = len(self.data.train) + len(self.data.validation)
+        return min(images, self.config.retrain.images or images)
+
+    def retrain_rung(self, epochs: int | None = None) -> Rung:
+        """The rung of full training; `epochs` overrides the recipe's."""
+        return ladder.retrain_rung(self.config, self.retrain_images, epochs)
+
+    def give_proxies(self) -> None:
+        """Workers get the data without the test split: no proxy can touch it."""
+        self._give("proxies", self.data.without_test())
+
+    def give_everything(self) -> None:
+        """Workers get the test split too."""
+        self._give("everything", self.data)
+
+    def _give(self, what: str, data: Data) -> None:
+        if what != self._workers_have:
+            wanted = self.config.executor
+            self.executor.use(Setting(self.spec, data, self.config.search, wanted.device == "cpu", wanted.threads))
+            self._workers_have = what
+
+
+@contextmanager
+def driving(config: Config) -> Iterator[Driver]:
+    """A driver of the experiment that `config` describes, for as long as the context is open.
+
+    Raises an InputError before anything is written when something given cannot be used, when the experiment began
+    with scores of another meaning, or when another driver holds it.
+    """
+    spec = SpaceSpec.of(config.space.name, config.space.settings)
+    space = spec.load()
+    data = load(config.data, progress=True)
+    space.build(space.random(config.seed), data.input_shape, len(data.classes))  # do these images fit at all?
+    now = meaning(config, data, spec.source)
+    refuse_changes(config, now)
+    suited = _suited(config, data)
+    proxy = ladder.proxy_rung(suited, len(data.train))
+    with executor.start(config.executor) as workers:
+        config.folder.mkdir(parents=True, exist_ok=True)
+        engine = open_database(config.database)
+        with Lease(engine, config.experiment) as lease:
+            records = Records(engine, config.experiment)
+            (config.folder / "config.toml").write_text(configuration.explained(config), encoding="utf-8")
+            records.set_fact("meaning", now)
+            records.set_fact("proxy_rung", proxy.key)
+            records.set_fact("image", [*data.input_shape, len(data.classes)])
+            wanted = config.search
+            study = Study(config.database, config.experiment, wanted.objectives, wanted.sampler, config.seed)
+            budget = Budget(records, wanted.time)
+            yield Driver(suited, spec, space, data, records, study, workers, proxy, budget, lease.check)
+            budget.save()
+
+
+def meaning(config: Config, data: Data, source: str | None) -> dict[str, Any]:
+    """Everything that a score depends on, by dotted key."""
+    table = config.model_dump(mode="json")
+    flat: dict[str, Any] = {}
+    for key in MEANING:
+        value: Any = table
+        for part in key.split("."):
+            value = value[part]
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    flat["the images"] = data.fingerprint
+    if source is not None:
+        flat["the file of the space"] = hashlib.sha256(source.encode()).hexdigest()[:12]
+    return {key: value for key, value in flat.items() if key not in FREE}
+
+
+def refuse_changes(config: Config, now: dict[str, Any]) -> None:
+    """Raises ExperimentError where the experiment began with scores of another meaning."""
+    records = existing_records(config.database, config.experiment)
+    began = records.fact("meaning") if records is not None else None
+    if began is None:
+        return
+    changed = [key for key in now | began if now.get(key) != began.get(key)]
+    if changed:
+        raise ExperimentError(
+            f"experiment {config.experiment!r} began with another "
+            f"{', '.join(f'{key} ({began.get(key)!r}, now {now.get(key)!r})' for key in changed)}; "
+            "give the new one another --name"
+        )
+
+
+def _suited(config: Config, data: Data) -> Config:
+    """The config with the augmentations that suit the data, where none are chosen."""
+    suits = {"augment": data.augmentations}
+    changes = {
+        key: recipe if recipe.augment is not None else recipe.model_copy(update=suits)
+        for key, recipe in (("proxy", config.proxy), ("retrain", config.retrain))
+    }
+    return config.model_copy(update=changes)

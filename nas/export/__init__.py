@@ -1,0 +1,113 @@
+"""The trained bare network -> safetensors, torch.export and ONNX, each loaded back and compared with it.
+
+`export` writes one folder::
+
+    model.safetensors   weights of the folded network; its input is normalised images
+    architecture.json   the space's name and the architecture
+    model.pt2           torch.export: raw pixels in, logits out; needs PyTorch alone
+    model.onnx          the same in one ONNX file
+    model_card.json     what it is, how good, how fast, how verified, how to load
+    MODEL_CARD.md       the same for people
+
+The .pt2 and ONNX models take ``pixels``, uint8 (N, C, H, W), 0 to 255, and normalise inside.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from nas.config import ExportConfig
+from nas.errors import DataError, InputError
+from nas.export import card, files, verification
+from nas.export.facts import Check, Exported, Facts, Pixels, Predict
+from nas.export.network import PixelNetwork, fold, still
+
+__all__ = ["Check", "Exported", "Facts", "export", "fold"]
+
+FILES = {files.SAFETENSORS, files.ARCHITECTURE, files.PT2, files.ONNX, card.JSON, card.TEXT}
+
+
+def export(
+    network: nn.Module, facts: Facts, test_pixels: Pixels, folder: Path, config: ExportConfig
+) -> Exported:
+    """Write and verify the export of a network, from normalised images (N, C, H, W) to logits (N, classes).
+
+    Every file is compared on all of `test_pixels`, uint8 (N, C, H, W). The network is not changed. The folder
+    appears when everything in it is verified; until then an earlier export stays in its place.
+
+    Raises VerificationError when a file does not do what the network does, JobError when the network cannot
+    be written in a format, DataError when the images do not fit, InputError when `folder` holds other things.
+    """
+    _check_images(test_pixels, facts)
+    with _appearing(folder.resolve()) as partial:
+        trained = still(network)
+        expected = verification.expected_logits(trained, test_pixels, facts)
+
+        def verify(file: str, load: Callable[[Path], Predict]) -> Check:
+            return verification.verify(
+                file, lambda: load(partial / file), test_pixels, expected, config.tolerance
+            )
+
+        folded, batch_norm = fold(trained)
+        metadata = files.metadata(facts, batch_norm)
+        files.write_architecture(partial / files.ARCHITECTURE, facts)
+        files.write_safetensors(partial / files.SAFETENSORS, folded, metadata)
+        checks = [verify(files.SAFETENSORS, lambda path: files.load_safetensors(path, trained, facts))]
+        model = PixelNetwork(folded, facts.mean, facts.std)
+        program = files.write_pt2(partial / files.PT2, model, facts.input_shape, metadata)
+        checks += [verify(files.PT2, files.load_pt2)]
+        files.write_onnx(partial / files.ONNX, program, config.opset, metadata)
+        checks += [verify(files.ONNX, files.load_onnx)]
+        latency = verification.latency(trained, partial, test_pixels[:1], facts)
+        content = card.content(facts, config, batch_norm, checks, latency, partial)
+        (partial / card.JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (partial / card.TEXT).write_text(card.markdown(content), encoding="utf-8")
+    return Exported(folder, tuple(checks), content)
+
+
+def _check_images(pixels: Pixels, facts: Facts) -> None:
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != tuple(facts.input_shape) or not len(pixels):
+        wanted = f"at least one uint8 image of shape {tuple(facts.input_shape)}"
+        raise DataError(f"export is verified on {wanted}; got {pixels.dtype} of shape {pixels.shape}")
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A hidden sibling to write into: it becomes `folder` when the body succeeds and goes when it fails."""
+    previous = folder.with_name(f".{folder.name}.previous")
+    if previous.exists() and not folder.exists():  # killed between the two renames below
+        previous.rename(folder)
+    _refuse_foreign(folder)
+    for stale in folder.parent.glob(f".{folder.name}.partial-*"):  # left by a killed export
+        shutil.rmtree(stale, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(previous, ignore_errors=True)
+        if folder.exists():
+            folder.rename(previous)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if previous.exists() and not folder.exists():
+            previous.rename(folder)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Replacing a folder deletes it, so it must be an export: a slip of the pen costs nobody their files."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot export to {str(folder)!r}: it is a file")
+    others = sorted({path.name for path in folder.iterdir()} - FILES) if folder.exists() else []
+    if others:
+        raise InputError(f"cannot export to {str(folder)!r}: it holds {others[0]!r}, no part of an export")

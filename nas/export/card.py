@@ -1,0 +1,156 @@
+"""The model card: one value, written as JSON for programs and as Markdown for people."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nas.config import ExportConfig
+from nas.export import files
+from nas.export.facts import Check, Facts
+
+JSON, TEXT = "model_card.json", "MODEL_CARD.md"
+
+LOAD_PT2 = """\
+import json
+import torch
+
+extra = {"metadata.json": ""}
+model = torch.export.load("model.pt2", extra_files=extra).module()
+classes = json.loads(extra["metadata.json"])["classes"]
+pixels = torch.zeros(SHAPE, dtype=torch.uint8)  # your images (N, C, H, W), raw values 0 to 255
+logits = model(pixels)
+print([classes[i] for i in logits.argmax(1)])
+"""
+LOAD_ONNX = """\
+import json
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+pixels = np.zeros(SHAPE, dtype=np.uint8)  # your images (N, C, H, W), raw values 0 to 255
+[logits] = session.run(["logits"], {"pixels": pixels})
+print([classes[i] for i in logits.argmax(1)])
+"""
+
+
+def content(
+    facts: Facts,
+    config: ExportConfig,
+    batch_norm: str,
+    checks: Sequence[Check],
+    latency: Mapping[str, float],
+    folder: Path,
+) -> dict[str, Any]:
+    """All that the card says, as plain values; sizes are of the files that `folder` holds by now."""
+    shape = str((1, *facts.input_shape))
+    return {
+        **files.metadata(facts, batch_norm),
+        "params": facts.params,
+        "flops": facts.flops,
+        "latency ms": dict(latency),
+        "accuracy": _accuracy(facts.accuracies),
+        "exported seed": facts.exported_seed,
+        "verification": {"tolerance": config.tolerance, "checks": [asdict(check) for check in checks]},
+        "opset": config.opset,
+        "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "load": {files.PT2: LOAD_PT2.replace("SHAPE", shape), files.ONNX: LOAD_ONNX.replace("SHAPE", shape)},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
+            "platform": platform.platform(),
+        },
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "notes": dict(facts.notes),
+    }
+
+
+def _accuracy(accuracies: Mapping[int, float]) -> dict[str, Any]:
+    """Test accuracies, 0 to 1; a standard deviation (of the sample) takes two seeds."""
+    values = list(accuracies.values())
+    return {
+        "by seed": {str(seed): value for seed, value in accuracies.items()},
+        "mean": statistics.mean(values) if values else None,
+        "standard deviation": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def markdown(card: Mapping[str, Any]) -> str:
+    """The card for people."""
+    parts = [
+        f"# {card['space']} on {card['data']}",
+        _what(card),
+        "## Accuracy",
+        _table(("seed", "test accuracy"), _accuracy_rows(card)),
+        "## Cost",
+        _table(("one image", ""), _cost_rows(card)),
+        "## Verification",
+        "Each file was loaded back and its logits compared with the trained network's, on test images.",
+        _table(("file", "largest difference", "allowed", "same prediction", "images"), _check_rows(card)),
+        "## Load",
+        *(f"`{file}`:\n\n```python\n{snippet}```" for file, snippet in card["load"].items()),
+        f"`{files.SAFETENSORS}` holds the weights of the folded network, which takes normalised images: "
+        f"build the network of `{files.ARCHITECTURE}`, pass it through `nas.export.fold`, load the weights.",
+        "## Made with",
+        _table(("", ""), [*card["versions"].items(), ("date", card["date"]), *card["notes"].items()]),
+        "## Architecture",
+        f"```json\n{json.dumps(card['architecture'], sort_keys=True)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(card: Mapping[str, Any]) -> str:
+    rows = [
+        ("input", card["input"]),
+        ("input shape (C, H, W)", " x ".join(map(str, card["input shape"]))),
+        ("pixel range", "{} to {}".format(*card["pixel range"])),
+        ("mean, a channel", ", ".join(f"{value:g}" for value in card["mean"])),
+        ("standard deviation, a channel", ", ".join(f"{value:g}" for value in card["std"])),
+        ("output", card["output"]),
+        ("classes", ", ".join(card["classes"])),
+        ("weights", card["dtype"]),
+        ("batch norm", card["batch norm"]),
+        ("exported seed", card["exported seed"]),
+        ("ONNX operator set", card["opset"]),
+        *((file, f"{size:,} bytes") for file, size in card["bytes"].items()),
+    ]
+    return _table(("", ""), rows)
+
+
+def _accuracy_rows(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    accuracy = card["accuracy"]
+    rows = [(seed, f"{value:.2%}") for seed, value in accuracy["by seed"].items()]
+    if accuracy["standard deviation"] is not None:
+        rows += [(name, f"{accuracy[name]:.2%}") for name in ("mean", "standard deviation")]
+    return rows
+
+
+def _cost_rows(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    latency = card["latency ms"]
+    return [
+        ("parameters", f"{card['params']:,}"),
+        ("FLOPs (2 a multiply-add)", f"{card['flops']:,}"),
+        *((f"{what}, one CPU thread", f"{milliseconds:.2f} ms") for what, milliseconds in latency.items()),
+    ]
+
+
+def _check_rows(card: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    allowed = f"{card['verification']['tolerance']:g}"
+    return [
+        (row["file"], f"{row['max_difference']:.2e}", allowed, f"{row['agreement']:.4%}", row["images"])
+        for row in card["verification"]["checks"]
+    ]
+
+
+def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in (head, *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])

@@ -1,0 +1,62 @@
+"""The values that an export is given and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.space import Shape
+
+Pixels = NDArray[np.uint8]
+"""Images as they are stored, (N, C, H, W), 0 to 255."""
+Logits = NDArray[np.float32]
+"""(N, classes)."""
+Predict = Callable[[Pixels], Logits]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card says and the verification needs.
+
+    `architecture` is canonical JSON. `mean` and `std` are one number a channel, in pixel units (0 to 255).
+    `params` and `flops` (one image, 2 a multiply-add) are the bare network's. `accuracies` holds the test
+    accuracy, 0 to 1, of each retrained network, by its seed. `notes` are free lines: experiment, recipe,
+    towers, command.
+    """
+
+    space: str
+    architecture: str
+    data: str
+    classes: tuple[str, ...]
+    input_shape: Shape
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    params: int
+    flops: int
+    accuracies: Mapping[int, float]
+    exported_seed: int
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One file against the trained network: largest logit difference, share of same predictions, images."""
+
+    file: str
+    max_difference: float
+    agreement: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export: its folder, its verification, and what ``model_card.json`` holds."""
+
+    folder: Path
+    checks: tuple[Check, ...]
+    card: dict[str, Any]

@@ -1,0 +1,174 @@
+"""Writing and loading each file format. Nothing of this project is pickled into them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import safetensors.torch
+import torch
+from torch import nn
+
+from nas.errors import JobError
+from nas.export.facts import Facts, Logits, Pixels, Predict
+from nas.export.network import PixelNetwork, fold, one_line
+from nas.space import Shape
+
+SAFETENSORS, PT2, ONNX, ARCHITECTURE = "model.safetensors", "model.pt2", "model.onnx", "architecture.json"
+
+
+def metadata(facts: Facts, batch_norm: str) -> dict[str, Any]:
+    """What every model file says of itself."""
+    return {
+        "space": facts.space,
+        "architecture": json.loads(facts.architecture),
+        "data": facts.data,
+        "classes": list(facts.classes),
+        "input": "pixels: uint8 (N, C, H, W), raw, normalised inside",
+        "output": "logits: float32 (N, classes)",
+        "input shape": list(facts.input_shape),
+        "pixel range": [0, 255],
+        "mean": list(facts.mean),
+        "std": list(facts.std),
+        "dtype": "float32",
+        "batch norm": batch_norm,
+    }
+
+
+def _strings(values: Mapping[str, Any]) -> dict[str, str]:
+    """For formats that hold strings only: anything else as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def write_architecture(path: Path, facts: Facts) -> None:
+    value = {"space": facts.space, "architecture": json.loads(facts.architecture)}
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_safetensors(path: Path, folded: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """The state dict of the folded network, which takes normalised images."""
+    state = folded.state_dict()
+    # Cloned: safetensors takes neither channels-last nor shared tensors.
+    tensors = {name: state[name].clone(memory_format=torch.contiguous_format) for name in state}
+    own = {"format": "pt", "input": "images: float32 (N, C, H, W), normalised: (pixels - mean) / std"}
+    safetensors.torch.save_file(tensors, path, metadata=_strings({**metadata, **own}))
+
+
+def write_pt2(
+    path: Path, model: PixelNetwork, shape: Shape, metadata: Mapping[str, Any]
+) -> torch.export.ExportedProgram:
+    """The whole model for any number of images; raises JobError when torch.export refuses it."""
+    # Traced with two images: one would be taken for a constant.
+    example = torch.zeros(2, *shape, dtype=torch.uint8)
+    try:
+        with _quiet():
+            batch = torch.export.Dim("batch", min=1)
+            program = torch.export.export(model.eval(), (example,), dynamic_shapes={"pixels": {0: batch}})
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)  # paths and source lines of this machine
+            torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+    except Exception as error:
+        raise JobError(f"cannot write {PT2}: {one_line(error)}") from error
+    return program
+
+
+def write_onnx(
+    path: Path, program: torch.export.ExportedProgram, opset: int, metadata: Mapping[str, Any]
+) -> None:
+    """One ONNX file made of the torch.export program; raises JobError when this opset cannot hold it."""
+    try:
+        with _quiet():
+            made = torch.onnx.export(
+                program,
+                input_names=["pixels"],
+                output_names=["logits"],
+                dynamic_shapes={"pixels": {0: "batch"}},
+                opset_version=opset,
+                external_data=False,
+                verbose=False,
+            )
+        model = made.model_proto  # type: ignore[union-attr]
+        for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.value_info):
+            part.ClearField("metadata_props")  # stack traces again
+        onnx.helper.set_model_props(model, _strings(metadata))
+        onnx.save(model, path)
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as error:
+        raise JobError(f"cannot write {ONNX}: {one_line(error)}") from error
+    written = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if written != opset:  # the exporter falls back to its own with no more than a warning
+        raise JobError(f"cannot write {ONNX} with operator set {opset}: torch.onnx made it {written}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of torch.export and torch.onnx about their own insides."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def normalised(pixels: Pixels, facts: Facts) -> torch.Tensor:
+    """Images (N, C, H, W) as the trained network takes them.
+
+    In numpy, another way than `PixelNetwork`'s, so that a mistake there does not hide from the verification.
+    """
+    mean = np.asarray(facts.mean, np.float32).reshape(-1, 1, 1)
+    std = np.asarray(facts.std, np.float32).reshape(-1, 1, 1)
+    images = torch.from_numpy((pixels.astype(np.float32) - mean) / std)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def predict_with(network: nn.Module, facts: Facts) -> Predict:
+    """Raw pixels to logits through a network that takes normalised images."""
+
+    def predict(pixels: Pixels) -> Logits:
+        with torch.no_grad():
+            return np.asarray(network(normalised(pixels, facts)).numpy())
+
+    return predict
+
+
+def load_safetensors(path: Path, trained: nn.Module, facts: Facts) -> Predict:
+    """The folded network with weights from the file alone."""
+    folded, _ = fold(trained)
+    for tensor in folded.state_dict().values():  # what the file does not give shall not be right by chance
+        tensor.fill_(math.nan if tensor.is_floating_point() else 0)
+    folded.load_state_dict(safetensors.torch.load_file(path))
+    return predict_with(folded, facts)
+
+
+def load_pt2(path: Path) -> Predict:
+    """The torch.export program."""
+    with _quiet():
+        model = torch.export.load(path).module()
+
+    def predict(pixels: Pixels) -> Logits:
+        with torch.no_grad():
+            writable = torch.from_numpy(pixels.copy())
+            return np.asarray(model(writable).numpy())
+
+    return predict
+
+
+def load_onnx(path: Path, threads: int = 0) -> Predict:
+    """The ONNX model in onnxruntime on the CPU; 0 threads: as many as it likes."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda pixels: np.asarray(session.run(["logits"], {"pixels": pixels})[0])

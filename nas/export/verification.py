@@ -1,0 +1,95 @@
+"""Does each file do what the trained network does, and how fast."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from nas.errors import VerificationError
+from nas.export import files
+from nas.export.facts import Check, Facts, Logits, Pixels, Predict
+from nas.export.network import one_line
+
+BATCH = 64
+"""Images a step; more of them leave the cache and take longer each."""
+LATENCY_SECONDS = 0.3
+"""How long each latency is measured."""
+
+
+def expected_logits(trained: nn.Module, pixels: Pixels, facts: Facts) -> Logits:
+    """Logits (N, classes) of the trained network; raises VerificationError when they are no logits."""
+    logits = _predict_all(files.predict_with(trained, facts), pixels)
+    wanted = (len(pixels), len(facts.classes))
+    if logits.shape != wanted:
+        raise VerificationError(f"the trained network's logits have shape {logits.shape}, expected {wanted}")
+    if not np.isfinite(logits).all():
+        raise VerificationError("the trained network gives logits that are not finite")
+    return logits
+
+
+def verify(
+    file: str, load: Callable[[], Predict], pixels: Pixels, expected: Logits, tolerance: float
+) -> Check:
+    """Compare one file with the trained network on all `pixels`; raises VerificationError.
+
+    Predictions that differ are reported but need no limit of their own: they can only differ where the
+    trained network's two highest logits are closer than twice the difference, which is a tie within rounding.
+    """
+    try:
+        logits = _predict_all(load(), pixels)
+    except Exception as error:
+        raise VerificationError(f"{file} cannot be loaded back and run: {one_line(error)}") from error
+    if logits.shape != expected.shape:
+        raise VerificationError(f"{file} gives logits of shape {logits.shape}, expected {expected.shape}")
+    if not np.isfinite(logits).all():
+        raise VerificationError(f"{file} gives logits that are not finite")
+    difference = float(np.abs(logits.astype(np.float64) - expected).max())
+    agreement = float((logits.argmax(1) == expected.argmax(1)).mean())
+    if difference > tolerance:
+        raise VerificationError(
+            f"{file} differs from the trained network by {difference:.3g} in a logit, allowed {tolerance:g} "
+            f"({agreement:.2%} of {len(pixels)} predictions agree)"
+        )
+    return Check(file, difference, agreement, len(pixels))
+
+
+def _predict_all(predict: Predict, pixels: Pixels) -> Logits:
+    """Logits of all images: the first one alone, then batches, so that several batch sizes are tried."""
+    cuts = [0, *range(1, len(pixels), BATCH), len(pixels)]
+    return np.concatenate([predict(pixels[begin:end]) for begin, end in pairwise(cuts)])
+
+
+def latency(trained: nn.Module, folder: Path, pixels: Pixels, facts: Facts) -> dict[str, float]:
+    """Median milliseconds for one image (1, C, H, W) on one CPU thread: trained network, then the files."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        image = files.normalised(pixels, facts)
+        program = files.load_pt2(folder / files.PT2)
+        session = files.load_onnx(folder / files.ONNX, threads=1)
+        with torch.no_grad():
+            return {
+                "eager": _median_ms(lambda: trained(image)),
+                files.PT2: _median_ms(lambda: program(pixels)),
+                files.ONNX: _median_ms(lambda: session(pixels)),
+            }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _median_ms(call: Callable[[], object]) -> float:
+    for _ in range(3):
+        call()
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < LATENCY_SECONDS:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times) * 1e3

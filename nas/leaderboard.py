@@ -1,0 +1,162 @@
+"""From measurements to a ranked board and its Pareto front. Pure: values in, values out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from nas.records import Entry, Measurement
+
+SIGNAL_OF = {
+    "loss": "val_loss",
+    "accuracy": "val_accuracy",
+    "params": "params",
+    "flops": "flops",
+    "latency": "latency_ms",
+}
+"""Which signal an objective reads."""
+
+HIGHER_IS_BETTER = frozenset({"accuracy", "test_accuracy"})
+"""Objectives and columns of which more is better; of all others less is."""
+
+Kind = Literal["candidate", "reference"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of the board. Accuracies are shares from 0 to 1, `seconds` what the measurement took."""
+
+    rank: int | None
+    name: str
+    kind: Kind
+    key: str
+    status: str
+    rung: str
+    loss: float | None = None
+    accuracy: float | None = None
+    params: float | None = None
+    flops: float | None = None
+    latency: float | None = None
+    test_accuracy: float | None = None
+    test_std: float | None = None
+    test_seeds: int = 0
+    seconds: float | None = None
+    towers: tuple[int, ...] = ()
+    pareto: bool = False
+    cause: str | None = None
+
+
+def board(
+    entries: Sequence[Entry],
+    proxy_rung: str,
+    retrain_rung: str | None,
+    objective: str,
+    references: Mapping[str, Sequence[str]],
+) -> list[Record]:
+    """Every measured candidate and the reference rows, best first by `objective` at the proxy rung.
+
+    Only measurements of the proxy rung are ranked; results of retraining stand beside them as test accuracy.
+    `references` maps a row's name to architecture keys; the row shows their mean. Candidates that failed or were
+    stopped come last, with their cause.
+    """
+    proxies = {e.measurement.key: e for e in entries if e.measurement.rung == proxy_rung}
+    retrained: dict[str, list[Measurement]] = {}
+    for entry in entries:
+        if entry.measurement.rung == retrain_rung and entry.measurement.status == "done":
+            retrained.setdefault(entry.measurement.key, []).append(entry.measurement)
+
+    rows = [
+        _record(f"trial {e.trial}", "candidate", [e.measurement], retrained)
+        for e in proxies.values()
+        if e.trial is not None
+    ]
+    for name, keys in references.items():
+        measured = [proxies[key].measurement for key in keys if key in proxies]
+        if measured:
+            label = f"{name} (mean of {len(measured)})" if len(measured) > 1 else name
+            rows.append(_record(label, "reference", measured, retrained))
+    return _ranked(_with_front(rows, objective), objective)
+
+
+def best(entries: Iterable[Entry], proxy_rung: str, objective: str) -> Measurement | None:
+    """The measured candidate (never a mere reference) that stands first by `objective` at the proxy rung."""
+    done = [
+        e.measurement
+        for e in entries
+        if e.measurement.rung == proxy_rung and e.measurement.status == "done" and e.trial is not None
+    ]
+    sign = -1 if objective in HIGHER_IS_BETTER else 1
+    return min(done, key=lambda m: (sign * m.signals[SIGNAL_OF[objective]], m.key), default=None)
+
+
+def sort(rows: Sequence[Record], column: str) -> list[Record]:
+    """Rows by a column, best first; rows without a value last."""
+    sign = -1 if column in HIGHER_IS_BETTER else 1
+
+    def order(row: Record) -> tuple[bool, float, str]:
+        value = getattr(row, column)
+        if isinstance(value, str):
+            return (False, 0.0, value)
+        return (value is None, 0.0 if value is None else sign * float(value), "")
+
+    return sorted(rows, key=order)
+
+
+def front(points: Sequence[Sequence[float]]) -> list[bool]:
+    """Which points (less is better in each coordinate) no other point dominates."""
+
+    def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+        return all(x <= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
+
+    return [not any(dominates(other, point) for other in points) for point in points]
+
+
+def _record(
+    name: str, kind: Kind, measured: Sequence[Measurement], retrained: Mapping[str, Sequence[Measurement]]
+) -> Record:
+    """One row: the only measurement's values, or the mean over several architectures."""
+    done = [m for m in measured if m.status == "done"]
+    signals: dict[str, Any] = {
+        column: _mean([m.signals[signal] for m in done if signal in m.signals]) for column, signal in SIGNAL_OF.items()
+    }
+    trainings = [m for one in measured for m in retrained.get(one.key, ())]
+    tests = [m.signals["test_accuracy"] for m in trainings]
+    first = measured[0]
+    return Record(
+        rank=None,
+        name=name,
+        kind=kind,
+        key=first.key if len(measured) == 1 else "",
+        status="done" if done else first.status,
+        rung=("retrain" if tests else first.rung.partition("-")[0]),
+        test_accuracy=_mean(tests),
+        test_std=stdev(tests) if len(tests) > 1 else None,
+        test_seeds=len(tests),
+        seconds=_mean([m.cost["seconds"] for m in measured if "seconds" in m.cost]),
+        towers=first.towers if len(measured) == 1 else (),
+        cause=first.cause,
+        **signals,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _with_front(rows: list[Record], objective: str) -> list[Record]:
+    """Marks the Pareto front of (objective, FLOPs) among the measured candidates."""
+    sign = -1 if objective in HIGHER_IS_BETTER else 1
+    measured = [row for row in rows if row.kind == "candidate" and row.status == "done"]
+    points = [(sign * getattr(row, objective), row.flops or math.inf) for row in measured]
+    on_front = {id(row) for row, inside in zip(measured, front(points), strict=True) if inside}
+    return [replace(row, pareto=id(row) in on_front) for row in rows]
+
+
+def _ranked(rows: list[Record], objective: str) -> list[Record]:
+    done = sort([row for row in rows if row.status == "done"], objective)
+    rest = [row for row in rows if row.status != "done"]
+    ranks = iter(range(1, len(done) + 1))
+    return [replace(r, rank=next(ranks) if r.kind == "candidate" else None) for r in done] + rest

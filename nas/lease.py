@@ -1,0 +1,122 @@
+"""One driver writes: a lease on a study, held in the study's database and renewed by a heartbeat.
+
+A second driver is refused while the lease lives. The lease of a driver that died on the same machine is taken over at
+once; that of one elsewhere when its heartbeat is `LIFE` seconds old.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from types import TracebackType
+from typing import Self
+
+import sqlalchemy as sql
+
+from nas.errors import ExperimentError, LeaseLost
+
+LIFE = 60.0
+"""Seconds without a heartbeat after which a lease is over."""
+
+BEAT = 10.0
+"""Seconds between heartbeats."""
+
+_metadata = sql.MetaData()
+_leases = sql.Table(
+    "nas_leases",
+    _metadata,
+    sql.Column("study", sql.String(128), primary_key=True),
+    sql.Column("holder", sql.String(64), nullable=False),
+    sql.Column("host", sql.String(255), nullable=False),
+    sql.Column("pid", sql.Integer, nullable=False),
+    sql.Column("beat", sql.Float, nullable=False),
+)
+
+
+class Lease:
+    """The right to write a study. A context manager; raises ExperimentError where another driver holds it."""
+
+    def __init__(self, engine: sql.Engine, study: str) -> None:
+        self._engine = engine
+        self._study = study
+        self._holder = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._renew_until_stopped, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        _metadata.create_all(self._engine)
+        self._take()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        with self._engine.begin() as connection:
+            connection.execute(_leases.delete().where(self._mine()))
+
+    def check(self) -> None:
+        """Raise LeaseLost when another driver has taken over, for instance while this machine slept."""
+        if self._lost:
+            raise LeaseLost("another driver took this experiment over; what was measured so far is kept")
+
+    def _take(self) -> None:
+        row = {"holder": self._holder, "host": socket.gethostname(), "pid": os.getpid(), "beat": time.time()}
+        where = _leases.c.study == self._study
+        try:
+            with self._engine.begin() as connection:
+                held = connection.execute(sql.select(_leases).where(where)).mappings().first()
+                if held is None:
+                    connection.execute(_leases.insert().values(study=self._study, **row))
+                    return
+                if not _is_over(held["host"], held["pid"], held["beat"]):
+                    raise _refusal(held["pid"], held["host"])
+                # compare and swap: of two drivers that see the same dead lease, one gets it
+                swap = _leases.update().where(where, _leases.c.holder == held["holder"]).values(**row)
+                if connection.execute(swap).rowcount != 1:
+                    raise _refusal(held["pid"], held["host"])
+        except sql.exc.IntegrityError:
+            raise ExperimentError("another driver has just started on this experiment") from None
+
+    def _renew_until_stopped(self) -> None:
+        while not self._stop.wait(BEAT):
+            try:
+                with self._engine.begin() as connection:
+                    beat = connection.execute(_leases.update().where(self._mine()).values(beat=time.time()))
+            except sql.exc.OperationalError:
+                continue  # a busy database: the next beat will do
+            if beat.rowcount != 1:
+                self._lost = True
+                return
+
+    def _mine(self) -> sql.ColumnElement[bool]:
+        return (_leases.c.study == self._study) & (_leases.c.holder == self._holder)
+
+
+def _refusal(pid: int, host: str) -> ExperimentError:
+    return ExperimentError(f"this experiment is being written by another driver (process {pid} on {host})")
+
+
+def _is_over(host: str, pid: int, beat: float) -> bool:
+    if time.time() - beat > LIFE:
+        return True
+    return host == socket.gethostname() and not _is_alive(pid)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

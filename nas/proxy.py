@@ -1,0 +1,172 @@
+"""measure((architecture, rung, seed)) -> Measurement: self-contained, and all that crosses to a worker and back.
+
+A worker makes a `Bench` once (space, data on the device) and measures any number of jobs on it. It holds no
+state that matters: the same job gives the same signals on any worker with the same kind of device and thread count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+
+import search_spaces
+from nas import auxiliary, complexity, training
+from nas.config import SearchConfig
+from nas.data import Data, Images
+from nas.errors import NasError
+from nas.ladder import Rung
+from nas.records import Measurement, Status
+from nas.space import Architecture, SearchSpace
+
+
+@dataclass(frozen=True)
+class SpaceSpec:
+    """How a worker finds the space: its name, its settings, and the text of the file it is in, if any."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
+
+    @classmethod
+    def of(cls, name: str, settings: Mapping[str, Any]) -> SpaceSpec:
+        """Reads the file of ``file.py:Name``, so that it need not be where the worker is."""
+        return cls(name, dict(settings), search_spaces.read_source(name))
+
+    def load(self) -> SearchSpace:
+        """The space."""
+        return search_spaces.load(self.name, dict(self.settings), self.source)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of an executor share; put once where workers are."""
+
+    space: SpaceSpec
+    data: Data
+    limits: SearchConfig
+    cpu_only: bool = False
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement to make: (architecture, rung, seed), the architecture as JSON."""
+
+    architecture: str
+    key: str
+    rung: Rung
+    seed: int
+    trial: int | None = None
+
+    @classmethod
+    def of(cls, architecture: Architecture, rung: Rung, seed: int, trial: int | None = None) -> Job:
+        return cls(architecture.to_json(), architecture.key, rung, seed, trial)
+
+    @property
+    def unit(self) -> tuple[str, str, int]:
+        """What names the measurement."""
+        return self.key, self.rung.key, self.seed
+
+    def failed(self, cause: str, status: Status = "failed", signals: Mapping[str, float] | None = None) -> Outcome:
+        """The outcome when there are no signals to rank by, with its one-line cause."""
+        cause = " ".join(cause.split())
+        return Outcome(self, self.measurement(status, signals or {}, {}, (), cause), None)
+
+    def measurement(
+        self,
+        status: Status,
+        signals: Mapping[str, float],
+        cost: Mapping[str, float],
+        towers: tuple[int, ...],
+        cause: str | None = None,
+    ) -> Measurement:
+        """This job's measurement with these contents."""
+        return Measurement(self.architecture, self.key, self.rung.key, self.seed, status, signals, cost, towers, cause)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What comes back: the measurement and, at final rungs, the bare network's weights as safetensors bytes."""
+
+    job: Job
+    measurement: Measurement
+    weights: bytes | None
+
+
+class Bench:
+    """A worker's place to measure: the space, and the data on the device."""
+
+    def __init__(self, setting: Setting, device: torch.device) -> None:
+        torch.set_num_threads(setting.threads)
+        torch.set_flush_denormal(True)
+        if device.type == "cpu":
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        self.space = setting.space.load()
+        self.setting = setting
+        self.device = device
+        self._resident: dict[str, training.Resident] = {}
+
+    def measure(self, job: Job) -> Outcome:
+        """Build, train and score one candidate. Whatever goes wrong with it is its failure, not the worker's."""
+        try:
+            return self._measure(job)
+        except NasError as error:
+            return job.failed(str(error))
+        except torch.OutOfMemoryError as error:
+            return job.failed(f"out of memory on {self.device}: {error}")
+        except Exception as error:  # a third-party network may raise anything; the search must go on
+            return job.failed(f"{type(error).__name__}: {error}")
+
+    def _measure(self, job: Job) -> Outcome:
+        data, rung = self.setting.data, job.rung
+        classes = len(data.classes)
+        architecture = self.space.architecture_type.from_json(job.architecture)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(training.stream(job.seed, "init"))
+            network = self.space.build(architecture, data.input_shape, classes)
+        bare = complexity.count(network, data.input_shape)
+        signals = {"params": float(bare.params), "flops": float(bare.flops)}
+        network.to(self.device)
+        limits = self.setting.limits
+        if not rung.final and (limits.max_latency is not None or "latency" in limits.objectives):
+            signals["latency_ms"] = complexity.latency(network, data.input_shape)
+            excess = complexity.violations(limits, {"latency_ms": signals["latency_ms"]})
+            if over := complexity.cause(excess, signals):
+                return job.failed(over, "infeasible", signals)
+
+        model = auxiliary.attach(network, rung.towers, data.input_shape, classes, training.stream(job.seed, "towers"))
+        task = training.Classification()
+        fit = training.fit(model, task, self._images(rung.final), rung.recipe, rung.towers, job.seed)
+        signals["train_loss"] = fit.train_losses[-1]
+        split = "test" if rung.final else "val"
+        scores = training.evaluate(model, task, self._scored(rung.final))
+        signals |= {name if name.startswith("tower") else f"{split}_{name}": v for name, v in scores.items()}
+        cost = {"seconds": fit.seconds, "images": float(fit.images)}
+        weights = _packed(network) if rung.final else None
+        return Outcome(job, job.measurement("done", signals, cost, model.cells), weights)
+
+    def _images(self, final: bool) -> training.Resident:
+        data = self.setting.data
+        return self._on_device("all" if final else "train", data.train_and_validation() if final else data.train)
+
+    def _scored(self, final: bool) -> training.Resident:
+        data = self.setting.data
+        if not final:
+            return self._on_device("validation", data.validation)
+        assert data.test is not None, "a proxy's data hold no test split, and only retraining asks for it"
+        return self._on_device("test", data.test)
+
+    def _on_device(self, name: str, images: Images) -> training.Resident:
+        if name not in self._resident:
+            data = self.setting.data
+            self._resident[name] = training.Resident(images, data.mean, data.std, self.device)
+        return self._resident[name]
+
+
+def _packed(network: torch.nn.Module) -> bytes:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return safetensors.torch.save(state)

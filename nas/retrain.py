@@ -1,0 +1,132 @@
+"""The winner on the full recipe, several seeds, and beside it the references, trained alike.
+
+Only here, and in what follows, is the test split scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from nas.executor import Executor
+from nas.ladder import Rung
+from nas.proxy import Job
+from nas.records import Measurement, Records
+from nas.search import Budget, Candidates, Event, Listener, Progress
+from nas.space import Architecture
+
+RANDOM_REFERENCES = 3
+"""How many random networks stand for the average one."""
+
+TYPICAL_SHARE = 0.6
+"""What a network within a FLOPs limit costs, as a share of one at the limit."""
+
+SAFETY = 0.85
+"""Share of the time that is planned: the rest is for scoring, uneven finishing and noise."""
+
+
+def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture]]:
+    """The rows that a winner is compared with: each point that the space names, and random networks.
+
+    All of them keep the limits; a named point beyond them is left out.
+    """
+    space = candidates.space
+    rows: dict[str, list[Architecture]] = {}
+    for name, values in space.named().items():
+        architecture = space.point(values)
+        if candidates.excess(architecture)[1] is None:
+            rows[name] = [architecture]
+    drawn: dict[str, Architecture] = {}
+    for attempt in range(1000):
+        architecture = space.random(1000 * seed + attempt)
+        if architecture.key not in drawn and candidates.excess(architecture)[1] is None:
+            drawn[architecture.key] = architecture
+        if len(drawn) == RANDOM_REFERENCES:
+            break
+    if drawn:
+        rows["random"] = list(drawn.values())
+    return rows
+
+
+def affordable_flops(seconds: float, probe: Measurement, trainings: int, images: int, slots: int) -> int:
+    """FLOPs an image of the largest network of which so many trainings fit into the time.
+
+    `probe` is a measurement at a proxy rung, from which the speed is taken; `images` is how many one training sees
+    (epochs times images), `slots` how many run at once. Two significant digits.
+    """
+    per_flop = probe.cost["seconds"] / (probe.cost["images"] * probe.signals["flops"])
+    flops = SAFETY * seconds * slots / (trainings * TYPICAL_SHARE * images * per_flop)
+    return max(1, int(float(f"{flops:.2g}")))
+
+
+def affordable_epochs(seconds: float, proxies: Sequence[Measurement], images: int, slots: int) -> int:
+    """Epochs of `images` images that one training of each of these candidates can have, side by side, in the time."""
+    costs = sorted((m.cost["seconds"] / m.cost["images"] * images for m in proxies), reverse=True)
+    loads = [0.0] * slots
+    for cost in costs:  # the longest first, each to the slot that is free first
+        loads[loads.index(min(loads))] += cost
+    return max(1, int(SAFETY * seconds / max(loads)))
+
+
+def measure(
+    jobs: Mapping[Job, str],
+    executor: Executor,
+    records: Records,
+    budget: Budget,
+    listen: Listener,
+    stage: str,
+    weights: Path | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> list[Measurement]:
+    """Measure all jobs (each with a name to show) that are not measured yet; returns all their measurements.
+
+    Weights, where they come back, are on disk before their measurement is written down.
+    """
+    found = [records.get(*job.unit) for job in jobs]
+    measured = [one for one in found if one is not None]
+    waiting = [job for job, one in zip(jobs, found, strict=True) if one is None]
+    for job in waiting:
+        executor.submit(job)
+    while executor.running:
+        for outcome in executor.wait(timeout=1.0):
+            check()
+            if weights is not None and outcome.weights is not None:
+                _write(weights_file(weights, outcome.measurement), outcome.weights)
+            records.add(outcome.measurement)
+            budget.save()
+            measured.append(outcome.measurement)
+            progress = Progress(
+                stage=stage,
+                done=sum(m.status == "done" for m in measured),
+                failed=sum(m.status != "done" for m in measured),
+                infeasible=0,
+                running=min(executor.running, executor.slots),
+                best=None,
+                total=len(jobs),
+                seconds_left=budget.left(),
+            )
+            listen(Event(progress, jobs[outcome.job], outcome.measurement))
+    return measured
+
+
+def jobs(
+    winner: Architecture, rung: Rung, seed: int, seeds: int, rows: Mapping[str, Sequence[Architecture]]
+) -> dict[Job, str]:
+    """The trainings: the winner from `seeds` seeds, each reference from one."""
+    found = {Job.of(winner, rung, seed + i): f"winner, seed {seed + i}" for i in range(seeds)}
+    for name, architectures in rows.items():
+        for architecture in architectures:
+            found.setdefault(Job.of(architecture, rung, seed), name)
+    return found
+
+
+def weights_file(folder: Path, measurement: Measurement) -> Path:
+    """Where the weights of a retrained network lie."""
+    return folder / f"{measurement.key}-{measurement.rung}-{measurement.seed}.safetensors"
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(content)
+    partial.replace(path)

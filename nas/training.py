@@ -1,0 +1,221 @@
+"""The only training loop: proxies, retraining and benchmarks all call `fit`.
+
+Everything random has a generator of its own, derived from one seed (`streams`), so that with and without towers
+a network sees the same initial weights, batches and augmentations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from nas import auxiliary
+from nas.auxiliary import DeepSupervision
+from nas.config import Recipe, TowersConfig
+from nas.data import Images
+from nas.data.augment import augment
+from nas.errors import CandidateError
+
+CHECK_EVERY = 20
+"""Steps between looks at whether the loss is finite (a look waits for a GPU)."""
+
+
+class Task(Protocol):
+    """What is learned: from logits and labels to a loss to train on, a loss to report and a metric."""
+
+    def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean loss of a batch, a scalar."""
+
+    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the metric over a batch, a scalar; divided by the number of images it is the metric."""
+
+
+class Classification:
+    """One label an image: logits ``(N, classes)``, labels ``(N,)``; cross-entropy and accuracy."""
+
+    def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.argmax(1) == labels).sum()
+
+
+class Resident:
+    """A split that lives on the device: pixels as uint8 ``(N, C, H, W)`` channels-last, labels, normalisation."""
+
+    def __init__(self, images: Images, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        pixels = torch.from_numpy(np.array(images.pixels)).to(device)  # a copy: shared arrays are read-only
+        self.pixels = pixels.contiguous(memory_format=torch.channels_last)
+        self.labels = torch.from_numpy(np.array(images.labels)).to(device)
+        self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self.inverse_std = 1 / torch.tensor(std, device=device).view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels to float, mean 0 and deviation 1 over the training images."""
+        return (pixels.float() - self.mean) * self.inverse_std
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training left to read: the main head's mean training loss an epoch, seconds, images seen."""
+
+    train_losses: tuple[float, ...]
+    seconds: float
+    images: int
+
+
+def stream(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose ("init", "towers", "order", "augment", "dropout"), from one seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6], "big")
+
+
+def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, towers: TowersConfig, seed: int) -> Fit:
+    """Train network and towers together, in place. `recipe.epochs` must be set.
+
+    The schedule anneals to zero within the epochs. With `recipe.ema` the averaged weights are what is left in the
+    model. Raises CandidateError when the loss is not finite.
+    """
+    assert recipe.epochs is not None
+    start = time.perf_counter()
+    device = images.device
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    count = min(len(images), recipe.images or len(images))
+    steps_an_epoch = max(1, count // recipe.batch_size)
+    steps = steps_an_epoch * recipe.epochs
+    optimizer = make_optimizer(model, recipe)
+    averaged = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)  # type: ignore[no-untyped-call]
+        if recipe.ema
+        else None
+    )
+    order = torch.Generator().manual_seed(stream(seed, "order"))
+    chance = torch.Generator().manual_seed(stream(seed, "augment"))
+    chosen = torch.randperm(len(images), generator=order)[:count].to(device)
+    losses: list[float] = []
+    with _dropout_seeded(stream(seed, "dropout"), device):
+        model.train()
+        step = 0
+        for _ in range(recipe.epochs):
+            total = torch.zeros((), device=device)
+            for batch in _batches(chosen, recipe.batch_size, order):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate * learning_rate_share(recipe, step / steps)
+                pixels = images.pixels[batch]
+                pixels = augment(pixels, recipe.augment or (), chance)
+                labels = images.labels[batch]
+                with _autocast(recipe, device):
+                    logits, tower_logits = model(images.normalised(pixels))
+                    main = task.loss(logits, labels, recipe.label_smoothing)
+                    loss = main
+                    for logits in tower_logits:
+                        tower_loss = task.loss(logits, labels, recipe.label_smoothing)
+                        loss = loss + auxiliary.weight(towers, step / steps) * tower_loss
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                if recipe.clip:
+                    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+                optimizer.step()
+                if averaged is not None:
+                    averaged.update_parameters(model)
+                total += main.detach().float()
+                step += 1
+                if step % CHECK_EVERY == 0 or step == steps:
+                    _must_be_finite(total + loss.detach(), step)
+            losses.append(float(total) / steps_an_epoch)
+    if averaged is not None:
+        model.load_state_dict(averaged.module.state_dict())
+    return Fit(tuple(losses), time.perf_counter() - start, steps * min(count, recipe.batch_size))
+
+
+@torch.inference_mode()
+def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: int = 500) -> Mapping[str, float]:
+    """``loss`` and ``accuracy`` of the main head, and ``tower<cell>_loss``, ``tower<cell>_accuracy`` apart."""
+    modes = model.training
+    model.eval()
+    heads = ["", *(f"tower{cell}_" for cell in model.cells)]
+    losses = torch.zeros(len(heads), device=images.device)
+    correct = torch.zeros(len(heads), device=images.device)
+    for start in range(0, len(images), batch_size):
+        pixels = images.normalised(images.pixels[start : start + batch_size])
+        labels = images.labels[start : start + batch_size]
+        logits, tower_logits = model(pixels)
+        for head, one in enumerate([logits, *tower_logits]):
+            losses[head] += task.loss(one, labels) * len(labels)
+            correct[head] += task.correct(one, labels)
+    model.train(modes)
+    signals = {}
+    for head, name in enumerate(heads):
+        signals[f"{name}loss"] = float(losses[head]) / len(images)
+        signals[f"{name}accuracy"] = float(correct[head]) / len(images)
+    return signals
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW; biases and normalisation are not decayed."""
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def learning_rate_share(recipe: Recipe, progress: float) -> float:
+    """Learning rate as a share of the highest, after a share `progress` of the steps; 0 at the end.
+
+    one-cycle rises linearly during the warm-up and falls linearly after it (Smith and Topin 2017).
+    """
+    if recipe.schedule == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    if progress < recipe.warmup:
+        return 0.05 + 0.95 * progress / recipe.warmup
+    return (1 - progress) / (1 - recipe.warmup)
+
+
+def _batches(chosen: Tensor, batch_size: int, order: torch.Generator) -> Iterator[Tensor]:
+    """Index batches ``(batch_size,)`` in a new order; what does not fill a batch waits for another epoch."""
+    shuffled = chosen[torch.randperm(len(chosen), generator=order).to(chosen.device)]
+    if len(shuffled) < batch_size:
+        yield shuffled
+        return
+    for start in range(0, len(shuffled) - batch_size + 1, batch_size):
+        yield shuffled[start : start + batch_size]
+
+
+def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
+
+@contextmanager
+def _dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout draws from the global generator: seeded inside, put back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _must_be_finite(total: Tensor, step: int) -> None:
+    if not math.isfinite(float(total)):
+        raise CandidateError(f"the training loss was not finite by step {step}")
