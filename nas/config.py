@@ -62,9 +62,10 @@ class DataConfig(Section):
         "digits", description="A known set (`nas data list`), a .npz file, or a folder with class/image.png."
     )
     dir: Path | None = Field(None, description="Where known sets lie; unset: downloaded to the user's cache.")
-    validation: Fraction = Field(0.2, description="Share of the training images that judges candidates.")
+    validation: Fraction = Field(0.2, description="Share of the training images that judges candidates ...")
+    max_validation: Positive = Field(5000, description="... but at most this many of them.")
     test: Fraction = Field(0.2, description="Share that is the test split, where the set has no official one.")
-    split_seed: int = Field(0, description="Seed of the stratified split.")
+    split_seed: int = Field(0, ge=0, lt=2**31, description="Seed of the stratified split.")
     size: Positive | None = Field(None, description="Images of a folder are resized to this many pixels a side.")
 
 

@@ -341,7 +341,7 @@ def test_snippets_of_the_card_run(made: Made) -> None:
 # What must not appear
 
 
-def with_wrong_mean(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
+def with_wrong_mean(monkeypatch: pytest.MonkeyPatch, made: Made) -> type[nn.Module]:
     right = network.PixelNetwork.__init__
 
     def wrong(self: nn.Module, bare: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -351,7 +351,7 @@ def with_wrong_mean(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
     return Inception
 
 
-def with_wrong_safetensors(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
+def with_wrong_safetensors(monkeypatch: pytest.MonkeyPatch, made: Made) -> type[nn.Module]:
     right = files.write_safetensors
 
     def wrong(path: Path, folded: nn.Module, metadata: Any) -> None:
@@ -363,12 +363,9 @@ def with_wrong_safetensors(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
     return Inception
 
 
-def with_wrong_onnx(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
-    right = files.write_onnx
-
-    def wrong(path: Path, *rest: Any) -> None:
-        right(path, *rest)
-        model = onnx.load(path)
+def with_wrong_onnx(monkeypatch: pytest.MonkeyPatch, made: Made) -> type[nn.Module]:
+    def wrong(path: Path, *_: Any) -> None:
+        model = onnx.load(made.exported.folder / "model.onnx")
         bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias"))
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.01, bias.name))
         onnx.save(model, path)
@@ -377,11 +374,11 @@ def with_wrong_onnx(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
     return Inception
 
 
-def with_random_logits(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
+def with_random_logits(monkeypatch: pytest.MonkeyPatch, made: Made) -> type[nn.Module]:
     return Moody
 
 
-def with_infinite_logits(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
+def with_infinite_logits(monkeypatch: pytest.MonkeyPatch, made: Made) -> type[nn.Module]:
     return Infinite
 
 
@@ -398,7 +395,7 @@ def with_infinite_logits(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
 def test_wrong_file_never_appears(
     made: Made, spoil: Any, complaint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    kind = spoil(monkeypatch)
+    kind = spoil(monkeypatch, made)
     with pytest.raises(VerificationError, match=complaint) as caught:
         export(trained(kind), FACTS, made.pixels, tmp_path / "export", CONFIG)
     assert "\n" not in str(caught.value)
@@ -410,6 +407,10 @@ def a_finished(folder: Path, marker: str) -> None:
     (folder / "MODEL_CARD.md").write_text(marker)
 
 
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_earlier_export_stays_until_the_new_one_is_verified(
     made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -419,7 +420,7 @@ def test_an_earlier_export_stays_until_the_new_one_is_verified(
         export(trained(Infinite), FACTS, made.pixels, folder, CONFIG)
     assert (folder / "MODEL_CARD.md").read_text() == "old"
 
-    monkeypatch.setattr(files, "write_onnx", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(files, "write_pt2", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(made.network, FACTS, made.pixels, folder, CONFIG)
     assert [path.name for path in folder.iterdir()] == ["MODEL_CARD.md"]
