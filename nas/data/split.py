@@ -54,18 +54,18 @@ def divide(name: str, source: Source, config: DataConfig) -> tuple[Images, Image
     """
     rest, test = source.images, source.test
     if test is None:
-        rest, test = _cut(name, source, rest, config.test, config.split_seed)
-    train, validation = _cut(name, source, rest, config.validation, config.split_seed)
+        rest, test = _cut(name, source, rest, round(config.test * len(rest)), config.split_seed)
+    size = min(round(config.validation * len(rest)), config.max_validation)
+    train, validation = _cut(name, source, rest, size, config.split_seed)
     return train, validation, test
 
 
-def _cut(name: str, source: Source, images: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """(what remains, a stratified `share` of the images), both shuffled."""
+def _cut(name: str, source: Source, images: Images, size: int, seed: int) -> tuple[Images, Images]:
+    """(what remains, `size` of the images, stratified), both shuffled."""
     from sklearn.model_selection import train_test_split  # slow to import
 
     classes = len(source.classes)
     before = _counts(images.labels, classes)
-    size = round(share * len(images))
     if before.min() < 2 or min(size, len(images) - size) < classes:  # where scikit-learn would refuse
         raise _too_few(name, source, int(before.argmin()))
     rows = np.arange(len(images))
