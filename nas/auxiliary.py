@@ -8,6 +8,7 @@ so the network copies, pickles and exports as if nobody had touched it, and remo
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -192,7 +193,7 @@ def attach(
     cells = place(config, len(names))
     taps = find_taps(network, [names[cell] for cell in cells], input_shape)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
         towers = [KINDS[config.kind](tap, num_classes) for tap in taps]
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     return DeepSupervision(network, taps, towers, cells).to(device)
@@ -211,37 +212,33 @@ def cell_names(network: nn.Module) -> tuple[str, ...]:
 
 
 def find_taps(network: nn.Module, names: Sequence[str], input_shape: Shape) -> list[Tap]:
-    """Shapes of the named modules' outputs, by a dry run that changes neither state, mode nor random state."""
+    """Shapes of the named modules' outputs, by a dry run that changes neither state, mode nor random state.
+
+    It runs a copy, in training mode, because some modules (dropout) change a tensor in place only then.
+    """
     if not names:
         return []
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    plain = [Tap(name, 0, 0, 0, changed_later=False) for name in names]
-    modes = {module: module.training for module in network.modules()}
-    versions: dict[str, int] = {}
+    rehearsal = copy.deepcopy(network).train()
+    heard: dict[str, tuple[Any, int]] = {}
 
-    def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            versions[name] = output._version
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            heard[name] = output, getattr(output, "_version", 0)
 
         return hook
 
-    network.eval()
-    handles = [network.get_submodule(name).register_forward_hook(note(name)) for name in names]
-    try:
-        with torch.no_grad(), listening(network, plain) as heard:
-            network(torch.zeros(1, *input_shape, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
+    for name in names:
+        rehearsal.get_submodule(name).register_forward_hook(note(name))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        rehearsal(torch.zeros(2, *input_shape, device=device))  # two images: batch norm wants more than one value
+    taps = []
     for name in names:
         if name not in heard:
             raise SpaceError(f"cell {name!r} takes no part in the network's forward")
-        if not isinstance(heard[name], Tensor) or heard[name].dim() != 4:
+        output, version = heard[name]
+        if not isinstance(output, Tensor) or output.dim() != 4:
             raise SpaceError(f"cell {name!r} must give a tensor (N, C, H, W) to carry a tower")
-    taps = []
-    for name in names:
-        _, channels, height, width = heard[name].shape
-        taps.append(Tap(name, channels, height, width, heard[name]._version != versions[name]))
+        _, channels, height, width = output.shape
+        taps.append(Tap(name, channels, height, width, output._version != version))
     return taps

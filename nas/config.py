@@ -14,13 +14,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from nas.errors import ConfigError
 from nas.space import first_error
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+CellNumber = Annotated[int, Field(ge=0)]
 
 
 def parse_duration(text: object) -> object:
@@ -45,7 +55,7 @@ class Section(BaseModel):
 class SpaceConfig(BaseModel):
     """Which search space. Further keys are settings of that space, checked by it."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="constants")
 
     name: str = Field("inception", description="A space by name (`nas space list`), or path/to/file.py:Name.")
 
@@ -72,7 +82,7 @@ class DataConfig(Section):
 class TowersConfig(Section):
     """Auxiliary towers, only ever used in training."""
 
-    placement: Literal["auto", "middle", "thirds", "none"] | tuple[int, ...] = Field(
+    placement: Literal["auto", "middle", "thirds", "none"] | tuple[CellNumber, ...] = Field(
         "auto", description="Where: auto, middle, thirds, none, or cell numbers from 0."
     )
     kind: Literal["light", "googlenet"] = Field("light", description="Which tower: light or googlenet.")
@@ -80,6 +90,14 @@ class TowersConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Course of the weight over training: constant, or decaying to 0."
     )
+
+    @field_validator("placement", mode="wrap")
+    @classmethod
+    def _one_message_for_both_forms(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError("must be auto, middle, thirds, none, or cell numbers from 0") from None
 
 
 class Recipe(Section):
@@ -109,6 +127,8 @@ class Recipe(Section):
 
 class ProxyConfig(Recipe):
     """The short training that judges candidates."""
+
+    images: Positive = Field(20_000, description="Train on at most this many images.")
 
 
 class RetrainConfig(Recipe):
@@ -177,7 +197,7 @@ class ExportConfig(Section):
 class Config(Section):
     """The whole file."""
 
-    name: str | None = Field(None, pattern=r"^[\w.-]+$", description="Name of the experiment; unset: <space>-<data>.")
+    name: str | None = Field(None, pattern=r"^\w[\w.-]*$", description="Name of the experiment; unset: <space>-<data>.")
     results: Path = Field(Path("results"), description="Folder of the experiments.")
     storage: str | None = Field(
         None,
@@ -280,31 +300,46 @@ def _valid_keys(error: ValidationError) -> str:
     return f" (valid: {', '.join(section.model_fields)})"
 
 
-def explained(config: Config) -> str:
-    """The resolved config as TOML, every key with its explanation; unset keys are commented out."""
+def explained(config: Config, space_settings: BaseModel | None = None) -> str:
+    """The resolved config as TOML, every key with its explanation; unset keys are commented out.
+
+    With the settings of a loaded space, all of its keys stand in ``[space]`` too.
+    """
     scalars = [_line(config, key) for key in Config.model_fields if not isinstance(getattr(config, key), BaseModel)]
     sections = [
-        "\n".join([f"[{key}]  # {(section.__doc__ or '').partition(chr(10))[0]}", *_lines(section)])
+        "\n".join([f"[{key}]  # {(section.__doc__ or '').partition(chr(10))[0]}", *_lines(section, space_settings)])
         for key in Config.model_fields
         if isinstance(section := getattr(config, key), BaseModel)
     ]
     return "\n\n".join(["\n".join(scalars), *sections]) + "\n"
 
 
-def _lines(section: BaseModel) -> list[str]:
+def _lines(section: BaseModel, space_settings: BaseModel | None) -> list[str]:
     lines = [_line(section, key) for key in type(section).model_fields]
-    return lines + [f"{key} = {_toml(value)}" for key, value in (section.model_extra or {}).items()]
+    if isinstance(section, SpaceConfig) and space_settings is not None:
+        return lines + [_line(space_settings, key) for key in type(space_settings).model_fields]
+    settings = section.model_dump(mode="json", include=set(section.model_extra or {}))
+    return lines + [f"{_toml_key(key)} = {_toml(value)}" for key, value in settings.items() if value is not None]
 
 
 def _line(section: BaseModel, key: str) -> str:
     value = section.model_dump(mode="json")[key]
     text = f"# {key} =" if value is None else f"{key} = {_toml(value)}"
-    return f"{text:<32}  # {type(section).model_fields[key].description}"
+    explanation = type(section).model_fields[key].description
+    return f"{text:<32}  # {explanation}" if explanation else text
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(inner) for inner in value) + "]"
-    return json.dumps(value)  # strings, numbers and booleans are written alike in TOML and JSON
+    if isinstance(value, str):  # TOML has no surrogate pairs, and no bare DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, float):
+        return repr(value)  # TOML, unlike JSON, has inf and nan
+    return json.dumps(value)  # integers and booleans are written alike in TOML and JSON
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)

@@ -89,7 +89,7 @@ def driving(config: Config) -> Iterator[Driver]:
     space = spec.load()
     data = load(config.data, progress=True)
     space.build(space.random(config.seed), data.input_shape, len(data.classes))  # do these images fit at all?
-    now = meaning(config, data, spec.source)
+    now = meaning(config, space, data, spec.source)
     refuse_changes(config, now)
     suited = _suited(config, data)
     proxy = ladder.proxy_rung(suited, len(data.train))
@@ -98,7 +98,9 @@ def driving(config: Config) -> Iterator[Driver]:
         engine = open_database(config.database)
         with Lease(engine, config.experiment) as lease:
             records = Records(engine, config.experiment)
-            (config.folder / "config.toml").write_text(configuration.explained(config), encoding="utf-8")
+            (config.folder / "config.toml").write_text(
+                configuration.explained(config, space.settings), encoding="utf-8"
+            )
             records.set_fact("meaning", now)
             records.set_fact("proxy_rung", proxy.key)
             records.set_fact("image", [*data.input_shape, len(data.classes)])
@@ -109,7 +111,7 @@ def driving(config: Config) -> Iterator[Driver]:
             budget.save()
 
 
-def meaning(config: Config, data: Data, source: str | None) -> dict[str, Any]:
+def meaning(config: Config, space: SearchSpace, data: Data, source: str | None) -> dict[str, Any]:
     """Everything that a score depends on, by dotted key."""
     table = config.model_dump(mode="json")
     flat: dict[str, Any] = {}
@@ -118,6 +120,7 @@ def meaning(config: Config, data: Data, source: str | None) -> dict[str, Any]:
         for part in key.split("."):
             value = value[part]
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    flat |= {f"space.{key}": value for key, value in space.settings.model_dump(mode="json").items()}
     flat["the images"] = data.fingerprint
     if source is not None:
         flat["the file of the space"] = hashlib.sha256(source.encode()).hexdigest()[:12]

@@ -207,19 +207,20 @@ class Experiment:
         measured = retrain.measure({job: "speed probe"}, driver.executor, records, driver.budget, self.listen, "probe")
         if measured[0].status != "done":
             return None
-        trainings = config.retrain.seeds + (1 + retrain.RANDOM_REFERENCES if config.retrain.references else 0)
+        beside = sum(map(len, rows.values())) if config.retrain.references else 0
         rung = driver.retrain_rung()
         limit = retrain.affordable_flops(
             (1 - config.search.share) * config.search.time,
             measured[0],
-            trainings,
+            config.retrain.seeds,
+            beside,
             rung.epochs * driver.retrain_images,
             driver.executor.slots,
         )
         records.set_fact("max_flops", limit)
         self._say(
             driver,
-            f"Limit {limit / 1e6:,.3g} MFLOPs an image: so {trainings} trainings of {rung.epochs} epochs fit the time",
+            f"Limit {limit / 1e6:,.3g} MFLOPs an image: so that {rung.epochs} epochs of retraining fit the time",
         )
         return limit
 

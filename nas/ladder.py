@@ -37,21 +37,21 @@ class Rung:
 def proxy_rung(config: Config, train_images: int) -> Rung:
     """The rung at which candidates are judged. `train_images` is the size of the training split.
 
-    With no epochs given, small sets are passed often enough for a proxy to see about 12,000 images.
+    With no epochs given, small sets are passed often enough for a proxy to see about 8,000 images.
     """
     recipe = Recipe(**config.proxy.model_dump(include=set(Recipe.model_fields)))
     images = min(train_images, recipe.images or train_images)
-    epochs = recipe.epochs or max(1, round(12_000 / images))
+    epochs = recipe.epochs or max(1, round(8_000 / images))
     return Rung("proxy", recipe.model_copy(update={"epochs": epochs}), config.towers)
 
 
 def retrain_rung(config: Config, train_images: int, epochs: int | None = None) -> Rung:
     """The rung of full training; `epochs` overrides the recipe's when time is short.
 
-    With no epochs given: 12, or up to 60 for sets of fewer than 50,000 images.
+    With no epochs given: 25, or 12 on more than 20,000 images.
     """
     recipe = Recipe(**config.retrain.model_dump(include=set(Recipe.model_fields)))
     images = min(train_images, recipe.images or train_images)
-    chosen = epochs or recipe.epochs or min(60, max(12, round(600_000 / images)))
+    chosen = epochs or recipe.epochs or (25 if images <= 20_000 else 12)
     towers = config.towers if config.retrain.towers else config.towers.model_copy(update={"placement": "none"})
     return Rung("retrain", recipe.model_copy(update={"epochs": chosen}), towers, final=True)

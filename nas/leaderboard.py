@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from nas.errors import InputError
 from nas.records import Entry, Measurement
 
 SIGNAL_OF = {
@@ -19,7 +20,7 @@ SIGNAL_OF = {
 }
 """Which signal an objective reads."""
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "test_accuracy"})
+HIGHER_IS_BETTER = frozenset({"accuracy", "test_accuracy", "test_seeds", "pareto"})
 """Objectives and columns of which more is better; of all others less is."""
 
 Kind = Literal["candidate", "reference"]
@@ -59,8 +60,8 @@ def board(
     """Every measured candidate and the reference rows, best first by `objective` at the proxy rung.
 
     Only measurements of the proxy rung are ranked; results of retraining stand beside them as test accuracy.
-    `references` maps a row's name to architecture keys; the row shows their mean. Candidates that failed or were
-    stopped come last, with their cause.
+    `references` maps a row's name to architecture keys; the row shows the mean of those that were measured.
+    Candidates that failed or were stopped come last, with their cause.
     """
     proxies = {e.measurement.key: e for e in entries if e.measurement.rung == proxy_rung}
     retrained: dict[str, list[Measurement]] = {}
@@ -76,6 +77,7 @@ def board(
     for name, keys in references.items():
         measured = [proxies[key].measurement for key in keys if key in proxies]
         if measured:
+            measured = [m for m in measured if m.status == "done"] or measured[:1]
             label = f"{name} (mean of {len(measured)})" if len(measured) > 1 else name
             rows.append(_record(label, "reference", measured, retrained))
     return _ranked(_with_front(rows, objective), objective)
@@ -93,14 +95,17 @@ def best(entries: Iterable[Entry], proxy_rung: str, objective: str) -> Measureme
 
 
 def sort(rows: Sequence[Record], column: str) -> list[Record]:
-    """Rows by a column, best first; rows without a value last."""
+    """Rows by a column, best first; rows without a value last. Raises InputError when there is no such column."""
+    columns = [column.name for column in fields(Record)]
+    if column not in columns:
+        raise InputError(f"no column {column!r} to sort by; there are: {', '.join(columns)}")
     sign = -1 if column in HIGHER_IS_BETTER else 1
 
-    def order(row: Record) -> tuple[bool, float, str]:
+    def order(row: Record) -> tuple[Any, ...]:
         value = getattr(row, column)
-        if isinstance(value, str):
-            return (False, 0.0, value)
-        return (value is None, 0.0 if value is None else sign * float(value), "")
+        if value is None:
+            return (True,)
+        return (False, value) if isinstance(value, (str, tuple)) else (False, sign * float(value))
 
     return sorted(rows, key=order)
 

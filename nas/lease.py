@@ -45,6 +45,7 @@ class Lease:
         self._holder = uuid.uuid4().hex
         self._stop = threading.Event()
         self._lost = False
+        self._beaten = 0.0
         self._thread = threading.Thread(target=self._renew_until_stopped, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
@@ -66,11 +67,14 @@ class Lease:
 
     def check(self) -> None:
         """Raise LeaseLost when another driver has taken over, for instance while this machine slept."""
+        if not self._lost and time.time() - self._beaten > LIFE:
+            self._renew()  # nobody has beaten for so long that somebody may have taken over a moment ago
         if self._lost:
             raise LeaseLost("another driver took this experiment over; what was measured so far is kept")
 
     def _take(self) -> None:
-        row = {"holder": self._holder, "host": socket.gethostname(), "pid": os.getpid(), "beat": time.time()}
+        self._beaten = time.time()
+        row = {"holder": self._holder, "host": socket.gethostname(), "pid": os.getpid(), "beat": self._beaten}
         where = _leases.c.study == self._study
         try:
             with self._engine.begin() as connection:
@@ -88,15 +92,18 @@ class Lease:
             raise ExperimentError("another driver has just started on this experiment") from None
 
     def _renew_until_stopped(self) -> None:
-        while not self._stop.wait(BEAT):
+        while not self._lost and not self._stop.wait(BEAT):
             try:
-                with self._engine.begin() as connection:
-                    beat = connection.execute(_leases.update().where(self._mine()).values(beat=time.time()))
+                self._renew()
             except sql.exc.OperationalError:
                 continue  # a busy database: the next beat will do
-            if beat.rowcount != 1:
+
+    def _renew(self) -> None:
+        now = time.time()
+        with self._engine.begin() as connection:
+            if connection.execute(_leases.update().where(self._mine()).values(beat=now)).rowcount != 1:
                 self._lost = True
-                return
+        self._beaten = now
 
     def _mine(self) -> sql.ColumnElement[bool]:
         return (_leases.c.study == self._study) & (_leases.c.holder == self._holder)

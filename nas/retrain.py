@@ -28,14 +28,12 @@ SAFETY = 0.85
 def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture]]:
     """The rows that a winner is compared with: each point that the space names, and random networks.
 
-    All of them keep the limits; a named point beyond them is left out.
+    Random ones keep the limits on candidates; named points are what they are.
     """
     space = candidates.space
     rows: dict[str, list[Architecture]] = {}
     for name, values in space.named().items():
-        architecture = space.point(values)
-        if candidates.excess(architecture)[1] is None:
-            rows[name] = [architecture]
+        rows[name] = [space.point(values)]
     drawn: dict[str, Architecture] = {}
     for attempt in range(1000):
         architecture = space.random(1000 * seed + attempt)
@@ -48,14 +46,14 @@ def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture
     return rows
 
 
-def affordable_flops(seconds: float, probe: Measurement, trainings: int, images: int, slots: int) -> int:
-    """FLOPs an image of the largest network of which so many trainings fit into the time.
+def affordable_flops(seconds: float, probe: Measurement, seeds: int, references: int, images: int, slots: int) -> int:
+    """FLOPs an image of the largest winner that can be trained from so many seeds, beside typical references, in time.
 
     `probe` is a measurement at a proxy rung, from which the speed is taken; `images` is how many one training sees
     (epochs times images), `slots` how many run at once. Two significant digits.
     """
     per_flop = probe.cost["seconds"] / (probe.cost["images"] * probe.signals["flops"])
-    flops = SAFETY * seconds * slots / (trainings * TYPICAL_SHARE * images * per_flop)
+    flops = SAFETY * seconds * slots / ((seeds + TYPICAL_SHARE * references) * images * per_flop)
     return max(1, int(float(f"{flops:.2g}")))
 
 

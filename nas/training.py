@@ -141,14 +141,15 @@ def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, to
                     _must_be_finite(total + loss.detach(), step)
             losses.append(float(total) / steps_an_epoch)
     if averaged is not None:
-        model.load_state_dict(averaged.module.state_dict())
+        counters = {name: one for name, one in model.state_dict().items() if not one.is_floating_point()}
+        model.load_state_dict(averaged.module.state_dict() | counters)  # an averaged count would be no count
     return Fit(tuple(losses), time.perf_counter() - start, steps * min(count, recipe.batch_size))
 
 
 @torch.inference_mode()
 def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: int = 500) -> Mapping[str, float]:
     """``loss`` and ``accuracy`` of the main head, and ``tower<cell>_loss``, ``tower<cell>_accuracy`` apart."""
-    modes = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     heads = ["", *(f"tower{cell}_" for cell in model.cells)]
     losses = torch.zeros(len(heads), device=images.device)
@@ -160,7 +161,8 @@ def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: i
         for head, one in enumerate([logits, *tower_logits]):
             losses[head] += task.loss(one, labels) * len(labels)
             correct[head] += task.correct(one, labels)
-    model.train(modes)
+    for module, mode in modes.items():
+        module.training = mode
     signals = {}
     for head, name in enumerate(heads):
         signals[f"{name}loss"] = float(losses[head]) / len(images)

@@ -53,6 +53,8 @@ def read_source(name: str) -> str | None:
         return Path(file).read_text(encoding="utf-8")
     except OSError as error:
         raise SpaceError(f"cannot read search space file {file!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SpaceError(f"search space file {file!r} is not UTF-8 text") from None
 
 
 def available() -> dict[str, str]:
@@ -93,7 +95,8 @@ def _from_file(name: str, source: str | None) -> type[SearchSpace]:
             exec(compile(text, file, "exec"), module.__dict__)
         except Exception as error:
             del sys.modules[module_name]
-            raise SpaceError(f"search space file {file!r} failed: {type(error).__name__}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise SpaceError(f"search space file {file!r} failed: {type(error).__name__}: {reason}") from error
     if not hasattr(sys.modules[module_name], attribute):
         raise SpaceError(f"search space file {file!r} has no {attribute!r}")
     return _checked(getattr(sys.modules[module_name], attribute), name)
@@ -107,7 +110,8 @@ def _checked(found: object, name: str) -> type[SearchSpace]:
 
 def _defined_in(module: ModuleType) -> type[SearchSpace] | None:
     for _, value in inspect.getmembers(module, inspect.isclass):
-        if issubclass(value, SearchSpace) and value.__module__ == module.__name__:
+        own = value.__module__ == module.__name__
+        if own and issubclass(value, SearchSpace) and not inspect.isabstract(value):
             return value
     return None
 

@@ -232,7 +232,7 @@ class InceptionSettings(SpaceSettings):
     """The ranges of the space."""
 
     stem: tuple[int, int] = Field((16, 32), description="Least and largest stem width.")
-    widths: tuple[int, ...] = Field((32, 48, 64), min_length=1, description="Largest branch width of each stage.")
+    widths: tuple[int, ...] = Field((24, 32, 48), min_length=1, description="Largest branch width of each stage.")
     cells: tuple[int, int] = Field((1, 3), description="Least and largest number of cells a stage.")
     step: int = Field(8, ge=1, description="Widths are multiples of this.")
     reduce: tuple[float, ...] = Field(

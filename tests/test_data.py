@@ -261,10 +261,10 @@ def unpacked(files: Mapping[str, bytes]) -> dict[str, bytes]:
 def test_fashion_mnist(real_data: Path) -> None:
     data = load(config("fashion-mnist", dir=real_data))
     assert data.test is not None
-    assert (len(data.train), len(data.validation), len(data.test)) == (48_000, 12_000, 10_000)
+    assert (len(data.train), len(data.validation), len(data.test)) == (55_000, 5_000, 10_000)
     assert data.input_shape == (1, 28, 28)
     assert [data.classes[label] for label in data.test.labels[:3]] == ["Ankle boot", "Pullover", "Trouser"]
-    assert np.bincount(data.validation.labels).tolist() == [1200] * 10
+    assert np.bincount(data.validation.labels).tolist() == [500] * 10
     assert data.mean[0] == pytest.approx(72.94, abs=0.3)  # that of all 60,000
     assert data.std[0] == pytest.approx(90.02, abs=0.3)
 

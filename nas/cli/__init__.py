@@ -38,7 +38,7 @@ data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(space_app, name="space")
 app.add_typer(data_app, name="data")
 
-out = Console(soft_wrap=False)
+out = Console(width=None if sys.stdout.isatty() else 140)
 complaints = Console(stderr=True, soft_wrap=True)
 
 
@@ -138,7 +138,7 @@ def leaderboard(
     if pareto:
         rows = [row for row in rows if row.pareto]
     if format is Format.table:
-        out.print(drawing.board(rows, opened.config.experiment))
+        out.print(drawing.board(rows, opened.config.experiment, out.width))
     else:
         write = {Format.csv: drawing.as_csv, Format.json: drawing.as_json, Format.md: drawing.as_markdown}[format]
         typer.echo(write(rows))
@@ -221,7 +221,11 @@ def list_data() -> None:
 @app.command()
 def config(file: ConfigFile = None, set_: Set = None) -> None:
     """Print the resolved config, every key explained: a file to start from."""
-    typer.echo(configuration.explained(configuration.read(file, set_ or ())), nl=False)
+    import search_spaces
+
+    resolved = configuration.read(file, set_ or ())
+    space = search_spaces.load(resolved.space.name, resolved.space.settings)
+    typer.echo(configuration.explained(resolved, space.settings), nl=False)
 
 
 def main() -> None:
@@ -278,7 +282,8 @@ def _print_best(experiment: Experiment) -> None:
     rows = experiment.leaderboard()
     best = [row for row in rows if row.kind == "reference" or (row.rank or 6) <= 5]
     candidates = sum(row.kind == "candidate" for row in rows)
-    out.print(drawing.board(best, f"{experiment.config.experiment}: the best five of {candidates} candidates"))
+    title = f"{experiment.config.experiment}: the best five of {candidates} candidates"
+    out.print(drawing.board(best, title, out.width))
 
 
 def _print_winner(experiment: Experiment) -> None:

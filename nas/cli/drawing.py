@@ -10,9 +10,11 @@ from dataclasses import asdict, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from nas.leaderboard import Record
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from nas import search
     from nas.experiment import Shown
     from nas.records import Measurement
+
+NARROW = 110
+"""Terminals of fewer columns get the board without the last ones."""
 
 COLUMNS = ("rank", "name", "loss", "accuracy", "test", "params", "flops", "seconds", "towers", "rung", "key")
 
@@ -56,11 +61,12 @@ class Screen:
 
     def __call__(self, event: search.Event) -> None:
         if event.text is not None:
-            self._console.print(event.text, highlight=False)
+            self._console.print(event.text, highlight=False, markup=False, soft_wrap=True)
         if event.measurement is not None:
             self._show(event.progress)
             if self._lines:
-                self._console.print(candidate_line(event.name or "", event.measurement), highlight=False, markup=False)
+                line = candidate_line(event.name or "", event.measurement)
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _show(self, progress: search.Progress) -> None:
         if progress.stage not in self._tasks:
@@ -101,14 +107,16 @@ def candidate_line(name: str, measurement: Measurement) -> str:
     )
 
 
-def board(rows: Sequence[Record], title: str) -> Table:
-    """The leaderboard as a table."""
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("name", "towers", "rung", "key") else "right")
+def board(rows: Sequence[Record], title: str, width: int) -> Table:
+    """The leaderboard as a table for a terminal of so many columns."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    shown = COLUMNS if width >= NARROW else COLUMNS[: COLUMNS.index("seconds")]
+    for column in shown:
+        left = column in ("name", "towers", "rung", "key")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in rows:
         style = "dim" if row.kind == "reference" else ""
-        table.add_row(*cells(row), style=style)
+        table.add_row(*(Text(cell) for cell in cells(row)[: len(shown)]), style=style)
     return table
 
 
@@ -166,7 +174,7 @@ def network(shown: Shown) -> Table:
     """An architecture, a row a cell."""
     a = shown.architecture
     title = f"{shown.name}  ({a.key}, input {'x'.join(map(str, shown.input_shape))})"
-    table = Table(title=title, title_justify="left", header_style="bold", show_footer=True)
+    table = Table(title=title, title_justify="left", header_style="bold", show_footer=True, box=SIMPLE_HEAD)
     table.add_column("cell", footer="whole network")
     table.add_column("branches")
     table.add_column("params", justify="right", footer=f"{shown.params:,}")

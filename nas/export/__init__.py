@@ -35,9 +35,7 @@ __all__ = ["Check", "Exported", "Facts", "export", "fold"]
 FILES = {files.SAFETENSORS, files.ARCHITECTURE, files.PT2, files.ONNX, card.JSON, card.TEXT}
 
 
-def export(
-    network: nn.Module, facts: Facts, test_pixels: Pixels, folder: Path, config: ExportConfig
-) -> Exported:
+def export(network: nn.Module, facts: Facts, test_pixels: Pixels, folder: Path, config: ExportConfig) -> Exported:
     """Write and verify the export of a network, from normalised images (N, C, H, W) to logits (N, classes).
 
     Every file is compared on all of `test_pixels`, uint8 (N, C, H, W). The network is not changed. The folder
@@ -52,9 +50,7 @@ def export(
         expected = verification.expected_logits(trained, test_pixels, facts)
 
         def verify(file: str, load: Callable[[Path], Predict]) -> Check:
-            return verification.verify(
-                file, lambda: load(partial / file), test_pixels, expected, config.tolerance
-            )
+            return verification.verify(file, lambda: load(partial / file), test_pixels, expected, config.tolerance)
 
         folded, batch_norm = fold(trained)
         metadata = files.metadata(facts, batch_norm)

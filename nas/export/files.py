@@ -81,9 +81,7 @@ def write_pt2(
     return program
 
 
-def write_onnx(
-    path: Path, program: torch.export.ExportedProgram, opset: int, metadata: Mapping[str, Any]
-) -> None:
+def write_onnx(path: Path, program: torch.export.ExportedProgram, opset: int, metadata: Mapping[str, Any]) -> None:
     """One ONNX file made of the torch.export program; raises JobError when this opset cannot hold it."""
     try:
         with _quiet():
@@ -93,14 +91,13 @@ def write_onnx(
                 output_names=["logits"],
                 dynamic_shapes={"pixels": {0: "batch"}},
                 opset_version=opset,
-                external_data=False,
                 verbose=False,
             )
         model = made.model_proto  # type: ignore[union-attr]
         for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.value_info):
-            part.ClearField("metadata_props")  # stack traces again
+            part.ClearField("metadata_props")  # how each node came about; it can outweigh a small network
         onnx.helper.set_model_props(model, _strings(metadata))
-        onnx.save(model, path)
+        onnx.save(model, path)  # weights inside; program.save would put large ones beside it
         onnx.checker.check_model(path, full_check=True)
     except Exception as error:
         raise JobError(f"cannot write {ONNX}: {one_line(error)}") from error

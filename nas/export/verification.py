@@ -34,9 +34,7 @@ def expected_logits(trained: nn.Module, pixels: Pixels, facts: Facts) -> Logits:
     return logits
 
 
-def verify(
-    file: str, load: Callable[[], Predict], pixels: Pixels, expected: Logits, tolerance: float
-) -> Check:
+def verify(file: str, load: Callable[[], Predict], pixels: Pixels, expected: Logits, tolerance: float) -> Check:
     """Compare one file with the trained network on all `pixels`; raises VerificationError.
 
     Predictions that differ are reported but need no limit of their own: they can only differ where the
