@@ -258,6 +258,7 @@ class Experiment:
             driver.check,
         )
         records.set_fact("retrain_rung", rung.key)
+        records.set_fact("retrain_recipe", rung.recipe.model_dump(mode="json"))
         own = [m for m in measured if m.key == winner.key]
         if not any(m.status == "done" for m in own):
             raise SearchError(f"the winner could not be retrained: {own[0].cause}")
@@ -321,7 +322,7 @@ class Experiment:
             exported_seed=seed,
             notes={
                 "experiment": self.config.experiment,
-                "recipe": self.config.retrain.model_dump_json(),
+                "recipe": ", ".join(f"{k} {v}" for k, v in records.fact("retrain_recipe").items() if v is not None),
                 "retraining": str(rung),
                 "towers in training": ", ".join(f"cell {cell}" for cell in trained[seed].towers) or "none",
             },

@@ -6,6 +6,7 @@ state that matters: the same job gives the same signals on any worker with the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ import search_spaces
 from nas import auxiliary, complexity, training
 from nas.config import SearchConfig
 from nas.data import Data, Images
-from nas.errors import NasError
+from nas.errors import CandidateError, NasError
 from nas.ladder import Rung
 from nas.records import Measurement, Status
 from nas.space import Architecture, SearchSpace
@@ -145,6 +146,8 @@ class Bench:
         split = "test" if rung.final else "val"
         scores = training.evaluate(model, task, self._scored(rung.final))
         signals |= {name if name.startswith("tower") else f"{split}_{name}": v for name, v in scores.items()}
+        if wrong := [name for name, value in signals.items() if not math.isfinite(value)]:
+            raise CandidateError(f"{wrong[0]} was not finite after training")
         cost = {"seconds": fit.seconds, "images": float(fit.images)}
         weights = _packed(network) if rung.final else None
         return Outcome(job, job.measurement("done", signals, cost, model.cells), weights)

@@ -288,10 +288,10 @@ def _print_best(experiment: Experiment) -> None:
 
 def _print_winner(experiment: Experiment) -> None:
     """The winner's test accuracy beside the references'."""
-    tested = [row for row in experiment.leaderboard() if row.test_accuracy is not None]
-    for row in sorted(tested, key=lambda row: row.kind):
-        name = "winner" if row.kind == "candidate" and row.rank == 1 else row.name
-        out.print(f"{name:<32} test accuracy {drawing.test_accuracy(row)}", highlight=False, markup=False)
+    for row in sorted(experiment.leaderboard(), key=lambda row: row.kind):
+        if row.test_accuracy is not None and (row.rank == 1 or row.kind == "reference"):
+            name = f"winner ({row.name})" if row.rank == 1 else row.name
+            out.print(f"{name:<24} test accuracy {drawing.test_accuracy(row)}", highlight=False, markup=False)
 
 
 def _print_export(exported: Exported) -> None:

@@ -79,8 +79,6 @@ def _check_images(pixels: Pixels, facts: Facts) -> None:
 def _appearing(folder: Path) -> Iterator[Path]:
     """A hidden sibling to write into: it becomes `folder` when the body succeeds and goes when it fails."""
     previous = folder.with_name(f".{folder.name}.previous")
-    if previous.exists() and not folder.exists():  # killed between the two renames below
-        previous.rename(folder)
     _refuse_foreign(folder)
     for stale in folder.parent.glob(f".{folder.name}.partial-*"):  # left by a killed export
         shutil.rmtree(stale, ignore_errors=True)
@@ -88,13 +86,13 @@ def _appearing(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(previous, ignore_errors=True)
         if folder.exists():
+            shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if previous.exists() and not folder.exists():
+        if previous.exists() and not folder.exists():  # interrupted between the two renames, now or earlier
             previous.rename(folder)
         raise
     shutil.rmtree(previous, ignore_errors=True)
