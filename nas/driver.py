@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from nas import config as configuration
 from nas import executor, ladder
-from nas.config import Config
+from nas.config import Config, ExecutorConfig
 from nas.data import Data, load
 from nas.errors import ExperimentError
 from nas.executor import Executor
@@ -73,27 +74,31 @@ class Driver:
 
     def _give(self, what: str, data: Data) -> None:
         if what != self._workers_have:
-            wanted = self.config.executor
-            self.executor.use(Setting(self.spec, data, self.config.search, wanted.device == "cpu", wanted.threads))
+            self.executor.use(Setting(self.spec, data, self.config.search, self.config.executor.threads))
             self._workers_have = what
 
 
 @contextmanager
-def driving(config: Config) -> Iterator[Driver]:
+def driving(config: Config, workers: bool = True) -> Iterator[Driver]:
     """A driver of the experiment that `config` describes, for as long as the context is open.
+
+    Without `workers` nothing is started that could train: for steps that only read and write.
 
     Raises an InputError before anything is written when something given cannot be used, when the experiment began
     with scores of another meaning, or when another driver holds it.
     """
     spec = SpaceSpec.of(config.space.name, config.space.settings)
     space = spec.load()
-    data = load(config.data, progress=True)
-    space.build(space.random(config.seed), data.input_shape, len(data.classes))  # do these images fit at all?
-    now = meaning(config, space, data, spec.source)
-    refuse_changes(config, now)
-    suited = _suited(config, data)
-    proxy = ladder.proxy_rung(suited, len(data.train))
-    with executor.start(config.executor) as workers:
+    with ThreadPoolExecutor(1) as background:
+        loading = background.submit(load, config.data, progress=True)  # while Ray starts, which takes seconds
+        pool = executor.start(config.executor if workers else ExecutorConfig(kind="in-process"))
+    with pool:
+        data = loading.result()
+        space.build(space.random(config.seed), data.input_shape, len(data.classes))  # do these images fit at all?
+        now = meaning(config, space, data, spec.source)
+        refuse_changes(config, now)
+        suited = _suited(config, data)
+        proxy = ladder.proxy_rung(suited, len(data.train))
         config.folder.mkdir(parents=True, exist_ok=True)
         engine = open_database(config.database)
         with Lease(engine, config.experiment) as lease:
@@ -107,8 +112,10 @@ def driving(config: Config) -> Iterator[Driver]:
             wanted = config.search
             study = Study(config.database, config.experiment, wanted.objectives, wanted.sampler, config.seed)
             budget = Budget(records, wanted.time)
-            yield Driver(suited, spec, space, data, records, study, workers, proxy, budget, lease.check)
-            budget.save()
+            try:
+                yield Driver(suited, spec, space, data, records, study, pool, proxy, budget, lease.check)
+            finally:
+                budget.save()
 
 
 def meaning(config: Config, space: SearchSpace, data: Data, source: str | None) -> dict[str, Any]:

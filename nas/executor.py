@@ -7,9 +7,11 @@ outcome always comes back for a submitted job; where a worker died twice on it, 
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +21,9 @@ from nas.proxy import Bench, Job, Outcome, Setting
 
 ATTEMPTS = 2
 """How often a job is tried when workers die on it."""
+
+ANSWER = 5.0
+"""Seconds in which a cluster must answer."""
 
 
 class Executor(ABC):
@@ -103,21 +108,31 @@ class InProcess(Executor):
 
 
 class Slot:
-    """What lives in a Ray actor: one bench, for as long as the executor."""
+    """What lives in a Ray actor, for as long as the executor: a device, and the bench of the setting in use."""
 
-    def __init__(self, setting: Setting, gpus: float) -> None:
+    def __init__(self, gpus: float) -> None:
         import ray
         import torch
 
         ids = ray.get_gpu_ids()
         # Ray may leave GPUs visible to a worker that was given none: the assigned ids decide
-        device = _device(bool(ids) and not setting.cpu_only)
-        if device.type == "cuda" and 0 < gpus < 1:
+        self._device = _device(bool(ids))
+        if self._device.type == "cuda" and 0 < gpus < 1:
             torch.cuda.set_per_process_memory_fraction(gpus)
         self._gpu_ids = [int(one) for one in ids]
-        self._bench = Bench(setting, device)
+        self._bench: Bench | None = None
+        self._fault = "no setting was given"
+
+    def use(self, setting: Setting) -> None:
+        self._bench = None
+        try:
+            self._bench = Bench(setting, self._device)
+        except Exception as error:  # told with every job: a call that nobody waits for has nobody to tell
+            self._fault = f"{type(error).__name__}: {error}"
 
     def measure(self, job: Job) -> Outcome:
+        if self._bench is None:
+            return job.failed(f"the worker could not be set up: {self._fault}")
         return self._bench.measure(job)
 
     def gpu_ids(self) -> list[int]:
@@ -147,6 +162,8 @@ class OverRay(Executor):
         self._queue: deque[tuple[Job, int]] = deque()
         self._flying: dict[Any, tuple[Job, int, Any]] = {}
         self._setting: Any = None
+        for _ in range(self.slots):  # they import torch while the driver loads the data
+            self._add_actor()
 
     @property
     def running(self) -> int:
@@ -154,10 +171,9 @@ class OverRay(Executor):
 
     def use(self, setting: Setting) -> None:
         assert not self.running, "use() comes between jobs"
-        self._end_actors()
         self._setting = self._ray.put(setting)
-        for _ in range(self.slots):
-            self._add_actor()
+        for actor in self._actors:
+            actor.use.remote(self._setting)
 
     def submit(self, job: Job) -> None:
         self._queue.append((job, 1))
@@ -189,35 +205,33 @@ class OverRay(Executor):
                 self._ray.shutdown()
 
     def _plan(self) -> tuple[int, float]:
-        """Number of slots and GPUs for each, from the config and what the cluster has."""
-        config, total = self._config, self._ray.cluster_resources()
-        cpus, gpus = int(total.get("CPU", 0)), total.get("GPU", 0)
-        if config.device == "cpu":
-            gpus = 0
-        if config.gpus > gpus:
-            raise ConfigError(f"executor.gpus asks for {config.gpus:g} GPUs a worker, but Ray has {gpus:g}")
-        share = config.gpus or (1.0 if gpus else 0.0)
-        most = cpus // config.threads
-        if most < 1:
-            raise ConfigError(f"executor.threads asks for {config.threads} CPUs a worker, but Ray has {cpus}")
-        if share:
-            # a whole GPU cannot be made of the remains of two
-            per_gpu = int(1 / share + 1e-9) * int(gpus) if share < 1 else int(gpus / share + 1e-9)
-            most = min(most, per_gpu)
-        if config.workers is not None and config.workers > most:
-            raise ConfigError(f"executor.workers asks for {config.workers} workers, but Ray has room for {most}")
-        return config.workers or most, share
+        """Number of slots and GPUs for each, from the config and what the cluster's machines have."""
+        config = self._config
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        cpus = max(int(machine.get("CPU", 0)) for machine in machines)
+        gpus = 0 if config.device == "cpu" else max(int(machine.get("GPU", 0)) for machine in machines)
+        if config.threads > cpus:
+            raise ConfigError(f"executor.threads asks for {config.threads} CPUs a worker, but Ray has {cpus} a machine")
+        if config.gpus > min(gpus, 1):
+            most = "one GPU is all that a worker uses" if gpus else "Ray has none to use"
+            raise ConfigError(f"executor.gpus asks for {config.gpus:g} GPUs a worker, but {most}")
+        share = config.gpus or min(gpus, 1)
+        room = sum(_room(machine, config.threads, share) for machine in machines)
+        if config.workers is not None and config.workers > room:
+            raise ConfigError(f"executor.workers asks for {config.workers} workers, but Ray has room for {room}")
+        return config.workers or room, share
 
     def _add_actor(self) -> None:
         remote = self._ray.remote(Slot).options(num_cpus=self._config.threads, num_gpus=self._gpus)
-        actor = remote.remote(self._setting, self._gpus)
+        actor = remote.remote(self._gpus)
+        if self._setting is not None:
+            actor.use.remote(self._setting)  # an actor's calls run in order: before any job
         self._actors.append(actor)
         self._idle.append(actor)
 
     def _end_actors(self) -> None:
         for actor in getattr(self, "_actors", []):
             self._ray.kill(actor)
-        self._actors, self._idle = [], deque()
 
     def _dispatch(self) -> None:
         while self._queue and self._idle:
@@ -234,6 +248,8 @@ class OverRay(Executor):
             self._idle.append(actor)
             return job.failed(f"worker error: {str(error.cause).partition(chr(10))[0]}")
         except self._ray.exceptions.RayError as error:
+            if getattr(error, "_actor_init_failed", False):  # no fault of the job's, and no job would fare better
+                raise JobError(f"a worker could not start: {str(error).strip().rpartition(chr(10))[2]}") from error
             self._actors.remove(actor)
             self._ray.kill(actor)
             self._add_actor()
@@ -255,6 +271,8 @@ def _import_ray() -> Any:
 
 def _start_ray(ray: Any, config: ExecutorConfig) -> None:
     """Connects to the given cluster or starts a local one, keeping this process's signal handlers."""
+    if config.address is not None:
+        _must_answer(config.address)
     in_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -271,6 +289,23 @@ def _start_ray(ray: Any, config: ExecutorConfig) -> None:
         if in_main:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+def _must_answer(address: str) -> None:
+    """Raises JobError when nobody listens at ``host:port``; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like, which Ray resolves at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    except OSError as error:
+        raise JobError(f"Ray could not be reached at {address!r}: {error.strerror or error}") from error
+
+
+def _room(machine: Mapping[str, float], threads: int, share: float) -> int:
+    """How many workers fit on a machine; what is left of two GPUs makes no whole one."""
+    by_cpu = int(machine.get("CPU", 0)) // threads
+    return min(by_cpu, int(1 / share + 1e-9) * int(machine.get("GPU", 0))) if share else by_cpu
 
 
 def _device(gpu: bool) -> Any:

@@ -123,7 +123,7 @@ class Experiment:
         """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images."""
         from nas.driver import driving
 
-        with driving(self.config) as driver:
+        with driving(self.config, workers=False) as driver:
             return self._export(driver)
 
     def leaderboard(self) -> list[Record]:

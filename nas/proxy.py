@@ -49,7 +49,6 @@ class Setting:
     space: SpaceSpec
     data: Data
     limits: SearchConfig
-    cpu_only: bool = False
     threads: int = 1
 
 

@@ -90,7 +90,8 @@ def measure(
             check()
             if weights is not None and outcome.weights is not None:
                 _write(weights_file(weights, outcome.measurement), outcome.weights)
-            records.add(outcome.measurement)
+            if not outcome.job.rung.final or outcome.measurement.status == "done":
+                records.add(outcome.measurement)  # a retraining that failed is tried again by the next command
             budget.save()
             measured.append(outcome.measurement)
             progress = Progress(

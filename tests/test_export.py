@@ -224,6 +224,7 @@ def test_onnx_is_one_file_with_folded_norms(made: Made) -> None:
     assert not kinds & {"BatchNormalization", "Dropout"}
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": CONFIG.opset}
     assert not any(tensor.external_data for tensor in model.graph.initializer)
+    assert not any(node.metadata_props for node in model.graph.node)
     shapes = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
               for value in (*model.graph.input, *model.graph.output)]  # fmt: skip
     assert shapes == [["batch", *SHAPE], ["batch", len(FACTS.classes)]]
@@ -252,9 +253,7 @@ def pt2_metadata(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("read", [onnx_metadata, safetensors_metadata, pt2_metadata])
-def test_metadata_say_what_goes_in_and_what_comes_out(
-    made: Made, read: Callable[[Path], dict[str, str]]
-) -> None:
+def test_metadata_say_what_goes_in_and_what_comes_out(made: Made, read: Callable[[Path], dict[str, str]]) -> None:
     metadata = read(made.exported.folder)
     assert json.loads(metadata["classes"]) == list(FACTS.classes)
     assert json.loads(metadata["input shape"]) == list(SHAPE)
@@ -278,9 +277,7 @@ def test_safetensors_load_into_a_folded_network(made: Made) -> None:
     for tensor in folded.state_dict().values():
         tensor.zero_()
     folded.load_state_dict(tensors)
-    np.testing.assert_allclose(
-        logits_of(folded, made.pixels), logits_of(made.network, made.pixels), atol=1e-4
-    )
+    np.testing.assert_allclose(logits_of(folded, made.pixels), logits_of(made.network, made.pixels), atol=1e-4)
     assert "cells.1.five.0.conv.weight" not in tensors
     assert "cells.2.five.0.conv.weight" in tensors
     architecture = json.loads((made.exported.folder / "architecture.json").read_text())
@@ -306,9 +303,7 @@ def test_card(made: Made) -> None:
     assert card["batch norm"] == "folded: 11 of 11"
     assert card["exported seed"] == 4
     assert set(card["versions"]) == {"python", "torch", "onnx", "onnxruntime", "numpy", "platform"}
-    assert [check["file"] for check in card["verification"]["checks"]] == [
-        c.file for c in made.exported.checks
-    ]
+    assert [check["file"] for check in card["verification"]["checks"]] == [c.file for c in made.exported.checks]
     assert list(card["latency ms"]) == ["eager", "model.pt2", "model.onnx"]
     assert all(0 < value < 1000 for value in card["latency ms"].values())
     for file, size in card["bytes"].items():

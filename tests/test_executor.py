@@ -1,0 +1,354 @@
+"""Executors: the same measurements in this process and over Ray, and workers that may die at any moment.
+
+One Ray for all tests here: a cluster of two machines on this one, with GPUs that are only declared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
+from nas.data import Data, load
+from nas.errors import ConfigError, JobError
+from nas.executor import ATTEMPTS, Executor, InProcess, OverRay, start
+from nas.ladder import Rung
+from nas.proxy import Job, Outcome, Setting, SpaceSpec
+
+pytestmark = pytest.mark.timeout(180)
+
+RUNG = Rung("proxy", Recipe(epochs=1, images=256, augment=("crop",)), TowersConfig(placement="middle"))
+CPU_ONLY = {"device": "cpu", "gpus": 0}
+
+SPACE = '''
+"""Networks that behave as their architecture says; each training notes its process in the folder `notes`."""
+import os
+import signal
+import time
+from pathlib import Path
+import torch
+from torch import nn
+from nas.space import Architecture, SearchSpace, SpaceSettings
+
+class Behaviour(Architecture):
+    does: str = "learn"
+    width: int = 4
+
+class Settings(SpaceSettings):
+    notes: str
+
+class Network(nn.Module):
+    cell_names = ("cell1", "cell2", "cell3")
+
+    def __init__(self, architecture, channels, classes, notes):
+        super().__init__()
+        self.does, self.notes = architecture.does, Path(notes) / f"{architecture.does}{architecture.width}"
+        self.cell1 = nn.Conv2d(channels, architecture.width, 3, padding=1)
+        self.cell2 = nn.Conv2d(architecture.width, architecture.width, 3, padding=1)
+        self.cell3 = nn.Conv2d(architecture.width, architecture.width, 3, padding=1)
+        self.linear = nn.Linear(architecture.width, classes)
+        self.begun = False
+
+    def forward(self, x):
+        if self.training and not self.begun:
+            self.begun = True
+            first = not self.notes.exists()
+            with self.notes.open("a") as file:
+                file.write(f"{os.getpid()}\\n")
+            if self.does == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.does == "linger" and first:
+                time.sleep(120)
+        return self.linear(torch.relu(self.cell3(self.cell2(self.cell1(x)))).mean((2, 3)))
+
+class Space(SearchSpace):
+    """Behaving networks."""
+    architecture_type = Behaviour
+    settings_type = Settings
+    def suggest(self, trial):
+        return Behaviour(width=trial.suggest_int("width", 2, 64))
+    def build(self, architecture, input_shape, num_classes):
+        return Network(architecture, input_shape[0], num_classes, self.settings.notes)
+'''
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Executor]:
+    """Two machines, of 4 CPUs and 2 GPUs and of 1 CPU; the executors of the tests find Ray running and use it."""
+    if ray.is_initialized():  # left by another test file
+        ray.shutdown()
+    head = {"num_cpus": 4, "num_gpus": 2, "include_dashboard": False}
+    machines = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        machines.add_node(num_cpus=1)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        with OverRay(ExecutorConfig(address=machines.address, workers=1, device="cpu")) as connected:
+            assert {number: signal.getsignal(number) for number in handlers} == handlers
+            yield connected
+        assert not ray.is_initialized()  # who starts it ends it
+    finally:
+        machines.shutdown()
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load(DataConfig()).without_test()
+
+
+@pytest.fixture(scope="module")
+def inception(data: Data) -> Setting:
+    spec = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})
+    return Setting(spec, data, SearchConfig(), cpu_only=True)
+
+
+@pytest.fixture
+def behaving(tmp_path: Path, data: Data) -> Setting:
+    """A space of one's own, whose file is gone before any worker asks for it."""
+    file = tmp_path / "behaving.py"
+    file.write_text(SPACE)
+    spec = SpaceSpec.of(f"{file}:Space", {"notes": str(tmp_path)})
+    file.unlink()
+    return Setting(spec, data, SearchConfig(), cpu_only=True)
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_flush_denormal(False)
+
+
+def job(setting: Setting, does: str, width: int = 4) -> Job:
+    return Job.of(setting.space.load().architecture_type(does=does, width=width), RUNG, 0)
+
+
+def outcomes(executor: Executor, jobs: list[Job], seconds: float = 90) -> list[Outcome]:
+    """Submit all and wait for all; more may be submitted than there are slots."""
+    for one in jobs:
+        executor.submit(one)
+    found: list[Outcome] = []
+    deadline = time.monotonic() + seconds
+    while executor.running and time.monotonic() < deadline:
+        found += executor.wait(timeout=1.0)
+    assert executor.running == 0, f"{executor.running} jobs did not come back"
+    assert sorted(o.job.key for o in found) == sorted(one.key for one in jobs)
+    return found
+
+
+def until(what: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def pids(file: Path) -> list[int]:
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+def test_measurements_are_the_same_in_this_process_and_over_ray(cluster: Executor, inception: Setting) -> None:
+    space = inception.space.load()
+    jobs = [Job.of(space.random(seed), RUNG, seed, trial=seed) for seed in range(4)]
+    jobs.append(Job.of(space.random(0), Rung("retrain", RUNG.recipe, RUNG.towers), 0))
+    found = {}
+    for executor in (InProcess(ExecutorConfig()), OverRay(ExecutorConfig(workers=2, device="cpu"))):
+        with executor:
+            assert executor.wait() == []
+            executor.use(inception)
+            assert executor.free == executor.slots == (1 if isinstance(executor, InProcess) else 2)
+            found[type(executor)] = {o.job: o.measurement for o in outcomes(executor, jobs)}
+            assert executor.free == executor.slots
+    here, there = found[InProcess], found[OverRay]
+    assert {m.status for m in here.values()} == {"done"}
+    for one in jobs:
+        assert here[one].signals == there[one].signals  # to the last bit
+        assert (here[one].towers, here[one].key, here[one].seed) == (there[one].towers, one.key, one.seed)
+
+
+def test_a_space_in_a_file_works_on_workers_that_never_see_the_file(cluster: Executor, behaving: Setting) -> None:
+    with OverRay(ExecutorConfig(workers=2, device="cpu")) as executor:
+        executor.use(behaving)
+        found = outcomes(executor, [job(behaving, "learn", width) for width in (3, 4, 5)])
+    assert [o.measurement.status for o in found] == ["done"] * 3
+    notes = [Path(behaving.space.settings["notes"]) / f"learn{width}" for width in (3, 4, 5)]
+    assert os.getpid() not in {pid for file in notes for pid in pids(file)}
+
+
+def test_a_new_setting_reaches_the_workers(cluster: Executor, inception: Setting, behaving: Setting) -> None:
+    with OverRay(ExecutorConfig(workers=1, device="cpu")) as executor:
+        executor.use(inception)
+        assert outcomes(executor, [Job.of(inception.space.load().random(0), RUNG, 0)])[0].measurement.status == "done"
+        executor.use(behaving)
+        assert outcomes(executor, [job(behaving, "learn")])[0].measurement.status == "done"
+
+
+def test_waiting_is_bounded(cluster: Executor, behaving: Setting) -> None:
+    with OverRay(ExecutorConfig(workers=1, device="cpu")) as executor:
+        executor.use(behaving)
+        executor.submit(job(behaving, "linger"))
+        executor.submit(job(behaving, "learn"))
+        assert (executor.running, executor.free) == (2, -1)  # one more than there are slots waits its turn
+        began = time.monotonic()
+        assert executor.wait(timeout=0.2) == []
+        assert time.monotonic() - began < 5
+        assert executor.running == 2
+    assert ray.is_initialized()  # who finds it running leaves it running
+
+
+# ------------------------------------------------------------------------------------------ dying workers
+
+
+def test_a_worker_killed_in_mid_candidate_costs_one_retry(cluster: Executor, behaving: Setting) -> None:
+    lingering, quick = job(behaving, "linger"), job(behaving, "learn")
+    notes = Path(behaving.space.settings["notes"]) / "linger4"
+    with OverRay(ExecutorConfig(workers=1, device="cpu")) as executor:
+        executor.use(behaving)
+        executor.submit(lingering)
+        until(lambda: pids(notes))
+        os.kill(pids(notes)[0], signal.SIGKILL)
+        found = outcomes_of(executor, 1)
+        assert found[0].measurement.status == "done"
+        assert found[0].job == lingering
+        assert len(set(pids(notes))) == 2
+        assert outcomes(executor, [quick])[0].measurement.status == "done"  # the new worker stays
+    with InProcess(ExecutorConfig()) as executor:
+        executor.use(behaving)
+        assert outcomes(executor, [lingering])[0].measurement.signals == found[0].measurement.signals
+
+
+def outcomes_of(executor: Executor, count: int, seconds: float = 60) -> list[Outcome]:
+    found: list[Outcome] = []
+    deadline = time.monotonic() + seconds
+    while len(found) < count:
+        assert time.monotonic() < deadline, "waited in vain"
+        found += executor.wait(timeout=1.0)
+    return found
+
+
+def test_a_candidate_that_always_kills_its_worker_fails_alone(cluster: Executor, behaving: Setting) -> None:
+    deadly = job(behaving, "die")
+    others = [job(behaving, "learn", width) for width in (3, 4, 5)]
+    with OverRay(ExecutorConfig(workers=2, device="cpu")) as executor:
+        executor.use(behaving)
+        found = {o.job: o.measurement for o in outcomes(executor, [deadly, *others])}
+        assert found[deadly].status == "failed"
+        assert re.fullmatch(r"its worker died 2 times \(\w+\)", found[deadly].cause or "")
+        died = pids(Path(behaving.space.settings["notes"]) / "die4")
+        assert len(died) == len(set(died)) == ATTEMPTS
+        assert [found[one].status for one in others] == ["done"] * 3
+        again = outcomes(executor, [job(behaving, "learn", width) for width in (6, 7)])  # both slots work on
+        assert [o.measurement.status for o in again] == ["done"] * 2
+
+
+def test_workers_that_cannot_start_end_the_work_and_are_no_candidates_fault(
+    cluster: Executor, tmp_path: Path, data: Data
+) -> None:
+    file = tmp_path / "here_only.py"
+    file.write_text(f"import os\nif os.getpid() != {os.getpid()}:\n    import frobnicate\n{SPACE}")
+    setting = Setting(SpaceSpec.of(f"{file}:Space", {"notes": str(tmp_path)}), data, SearchConfig())
+    with OverRay(ExecutorConfig(workers=1, device="cpu")) as executor:
+        executor.use(setting)
+        executor.submit(job(setting, "learn"))
+        with pytest.raises(JobError, match=r"^a worker could not start: .*No module named 'frobnicate'$"):
+            outcomes_of(executor, 1)
+
+
+# ------------------------------------------------------------------------------------------------- places
+
+
+def test_four_workers_of_half_a_gpu_see_two_gpus_twice(cluster: Executor, inception: Setting) -> None:
+    with OverRay(ExecutorConfig(workers=4, gpus=0.5)) as executor:
+        assert executor.slots == 4
+        executor.use(Setting(inception.space, inception.data, inception.limits, cpu_only=True))
+        assert executor.gpu_ids() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("config", "slots"),
+    [
+        ({}, 2),  # one worker a GPU
+        ({"gpus": 0.5}, 4),
+        ({"gpus": 0.7}, 2),  # the rests of two GPUs make no third share
+        ({"gpus": 0.25}, 4),  # as many as there are CPUs beside the GPUs
+        ({"device": "cpu"}, 5),
+        ({"device": "cpu", "threads": 2}, 2),
+        ({"device": "cpu", "threads": 4}, 1),
+        ({"device": "cpu", "workers": 3}, 3),
+        ({"workers": 1}, 1),
+    ],
+)
+def test_there_are_as_many_slots_as_have_room(cluster: Executor, config: dict[str, object], slots: int) -> None:
+    with OverRay(ExecutorConfig.model_validate(config)) as executor:
+        assert executor.slots == slots
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"device": "cpu", "workers": 6}, "executor.workers asks for 6 workers, but Ray has room for 5"),
+        ({"gpus": 1, "workers": 3}, "executor.workers asks for 3 workers, but Ray has room for 2"),
+        ({"gpus": 0.7, "workers": 3}, "executor.workers asks for 3 workers, but Ray has room for 2"),
+        ({"device": "cpu", "threads": 5}, "executor.threads asks for 5 CPUs a worker, but Ray has 4 a machine"),
+        ({"gpus": 3}, "executor.gpus asks for 3 GPUs a worker, but one GPU is all that a worker uses"),
+        ({"gpus": 0.5, "device": "cpu"}, "executor.gpus asks for 0.5 GPUs a worker, but Ray has none to use"),
+    ],
+)
+def test_more_than_there_is_room_for_is_refused(cluster: Executor, config: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        OverRay(ExecutorConfig.model_validate(config))
+    assert ray.is_initialized()
+
+
+def test_start_gives_the_executor_that_the_config_names(cluster: Executor) -> None:
+    assert isinstance(start(ExecutorConfig(kind="in-process")), InProcess)
+    with start(ExecutorConfig(kind="ray", workers=1)) as executor:
+        assert isinstance(executor, OverRay)
+
+
+# -------------------------------------------------------------------------- a process and a Ray of its own
+
+UNREACHABLE = """
+import signal, sys, time
+from nas.config import ExecutorConfig
+from nas.errors import JobError
+from nas.executor import OverRay
+began = time.monotonic()
+handler = lambda *_: None
+signal.signal(signal.SIGTERM, handler)
+try:
+    OverRay(ExecutorConfig(address=sys.argv[1]))
+except JobError as error:
+    print(error)
+assert signal.getsignal(signal.SIGTERM) is handler
+assert time.monotonic() - began < 30
+"""
+
+
+def test_a_cluster_that_does_not_answer_is_a_clear_error_soon() -> None:
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens on a port that is only bound
+        port = taken.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", "nowhere.invalid:6379", "half-an-address"):
+            command = [sys.executable, "-c", UNREACHABLE, address]
+            run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            lines = run.stdout.splitlines()
+            assert len(lines) == 1
+            assert lines[0].startswith(f"Ray could not be reached at '{address}': ")

@@ -1,0 +1,301 @@
+"""measure(): self-contained, honest about what it scores, and never the end of a worker."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from nas import complexity, training
+from nas.config import DataConfig, Recipe, SearchConfig, TowersConfig
+from nas.data import Data, Images, load
+from nas.ladder import Rung
+from nas.proxy import Bench, Job, Outcome, Setting, SpaceSpec
+from nas.space import Architecture
+
+CPU = torch.device("cpu")
+NAMED = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})
+TOWERS = TowersConfig(placement="middle")
+RECIPE = Recipe(epochs=1, images=256, learning_rate=0.05, augment=("crop",))
+PROXY = Rung("proxy", RECIPE, TOWERS)
+FINAL = Rung("retrain", RECIPE, TOWERS, final=True)
+
+FAULTY = '''
+"""Networks of three cells that fail where their architecture says."""
+import torch
+from torch import nn
+from nas.space import Architecture, SearchSpace
+
+class Faulty(Architecture):
+    fails: str = "nowhere"
+    words: str = "it broke"
+
+class BadBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ArithmeticError("no gradient here")
+
+class Network(nn.Module):
+    cell_names = ("cells.0", "cells.1", "cells.2")
+
+    def __init__(self, architecture, channels, classes):
+        super().__init__()
+        self.fails, self.words = architecture.fails, architecture.words
+        if self.fails == "build":
+            raise ValueError(self.words)
+        widths = [channels, 4, 4, 4]
+        self.cells = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:])))
+        self.linear = nn.Linear(4, classes)
+        if self.fails == "cells":
+            self.cell_names = ("body",)
+
+    def forward(self, x):
+        if self.fails == "forward" and self.training:
+            raise KeyError(self.words)
+        y = self.linear(torch.relu(self.cells(x)).mean((2, 3)))
+        if self.fails == "backward":
+            y = BadBackward.apply(y)
+        if self.fails == "shape":
+            y = y[:, :3]
+        if self.fails == "score" and not self.training:
+            y = y / 0
+        if self.fails == "training" and self.training:
+            y = y * float("nan")
+        return y
+
+class Space(SearchSpace):
+    """Faulty networks."""
+    architecture_type = Faulty
+    def suggest(self, trial):
+        return Faulty(fails=trial.suggest_categorical("fails", ["nowhere", "build"]))
+    def build(self, architecture, input_shape, num_classes):
+        return Network(architecture, input_shape[0], num_classes)
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    """A bench sets the threads and the determinism of its process."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load(DataConfig())
+
+
+@pytest.fixture(scope="module")
+def bench(data: Data) -> Bench:
+    return Bench(Setting(NAMED, data.without_test(), SearchConfig()), CPU)
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, data: Data) -> Bench:
+    """A bench on a space of one's own, whose file is gone by the time that the worker needs it."""
+    file = tmp_path / "faulty.py"
+    file.write_text(FAULTY)
+    setting = Setting(SpaceSpec.of(f"{file}:Space", {}), data.without_test(), SearchConfig())
+    shipped = pickle.dumps(setting)
+    file.unlink()
+    return Bench(pickle.loads(shipped), CPU)
+
+
+def architecture(seed: int = 3) -> Architecture:
+    return NAMED.load().random(seed)
+
+
+def breaking(bench: Bench, fails: str, words: str = "it broke", rung: Rung = PROXY) -> Outcome:
+    return bench.measure(Job.of(bench.space.architecture_type(fails=fails, words=words), rung, 0))
+
+
+# ---------------------------------------------------------------------------------------- self-contained
+
+
+def test_everything_that_crosses_to_a_worker_and_back_survives_pickling(bench: Bench, data: Data) -> None:
+    job = Job.of(architecture(), PROXY, 5, trial=7)
+    assert pickle.loads(pickle.dumps(job)) == job
+    assert job.unit == (architecture().key, PROXY.key, 5)
+    setting = pickle.loads(pickle.dumps(bench.setting))
+    assert setting.space == NAMED
+    assert setting.limits == SearchConfig()
+    assert np.array_equal(setting.data.train.pixels, data.train.pixels)
+    outcome = bench.measure(job)
+    assert outcome.measurement.status == "done"
+    assert pickle.loads(pickle.dumps(outcome)) == outcome
+    failed = job.failed("no\n  room")
+    assert pickle.loads(pickle.dumps(failed)) == failed
+    assert failed.measurement.cause == "no room"
+
+
+def test_the_same_job_gives_the_same_signals_on_any_bench_in_any_order(bench: Bench, data: Data) -> None:
+    job, other = Job.of(architecture(3), PROXY, 0), Job.of(architecture(4), PROXY, 1)
+    first = bench.measure(job).measurement
+    another = bench.measure(other).measurement
+    torch.rand(17)
+    again = bench.measure(job).measurement
+    fresh = Bench(pickle.loads(pickle.dumps(bench.setting)), CPU)
+    assert fresh.measure(other).measurement.signals == another.signals
+    assert first.signals == again.signals == fresh.measure(job).measurement.signals
+    assert first.signals != another.signals
+    assert dataclasses.replace(first, cost={}) == dataclasses.replace(again, cost={})
+    assert bench.measure(Job.of(architecture(3), PROXY, 1)).measurement.signals != first.signals  # the seed counts
+
+
+def test_a_space_in_a_file_works_after_the_file_is_gone(faulty: Bench) -> None:
+    measurement = breaking(faulty, "nowhere").measurement
+    assert (measurement.status, measurement.towers) == ("done", (1,))
+    assert 0 <= measurement.signals["val_accuracy"] <= 1
+
+
+# ---------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    ("fails", "cause"),
+    [
+        ("build", "ValueError: it broke badly"),
+        ("forward", r"KeyError: 'it broke\\nbadly'"),
+        ("backward", "ArithmeticError: no gradient here"),
+        ("shape", "(Index|Runtime|Value)Error: .+"),
+        ("cells", "network Network has no module 'body' named in cell_names"),
+        ("training", r"the training loss was not finite by step \d+"),
+        ("score", "val_loss was not finite after training"),
+    ],
+)
+def test_whatever_a_network_raises_is_its_failure_in_one_line(faulty: Bench, fails: str, cause: str) -> None:
+    good = breaking(faulty, "nowhere").measurement
+    outcome = breaking(faulty, fails, "it broke\nbadly")
+    measurement = outcome.measurement
+    assert measurement.status == "failed"
+    assert measurement.cause is not None
+    assert "\n" not in measurement.cause
+    assert re.fullmatch(cause, measurement.cause), measurement.cause
+    assert outcome.weights is None
+    assert breaking(faulty, "nowhere").measurement.signals == good.signals  # the bench is none the worse
+
+
+def test_what_is_no_architecture_of_the_space_is_a_failure(bench: Bench) -> None:
+    job = dataclasses.replace(Job.of(architecture(), PROXY, 0), architecture='{"stem":-1,"stages":[]}')
+    measurement = bench.measure(job).measurement
+    assert measurement.status == "failed"
+    assert measurement.cause is not None
+    assert measurement.cause.startswith("not an architecture of type InceptionArchitecture")
+    assert (measurement.key, measurement.rung, measurement.seed) == job.unit
+
+
+def test_a_tower_on_a_cell_that_is_not_there_is_a_failure_and_not_a_missing_tower(faulty: Bench) -> None:
+    measurement = breaking(faulty, "nowhere", rung=Rung("proxy", RECIPE, TowersConfig(placement=(3,)))).measurement
+    assert measurement.cause == "towers.placement names cell 3, but this network has cells 0 to 2"
+
+
+def test_an_interrupt_is_no_failure(faulty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        breaking(faulty, "nowhere")
+
+
+# ----------------------------------------------------------------------------------- what a score is of
+
+
+def test_a_proxy_is_scored_on_validation_and_ranked_by_the_main_head(bench: Bench, data: Data) -> None:
+    bare = Rung("proxy", RECIPE, TowersConfig(placement="none"))
+    towered, plain = (bench.measure(Job.of(architecture(), rung, 0)).measurement for rung in (PROXY, bare))
+    heads = {"params", "flops", "train_loss", "val_loss", "val_accuracy"}
+    assert set(plain.signals) == heads
+    (cell,) = towered.towers
+    assert set(towered.signals) == heads | {f"tower{cell}_loss", f"tower{cell}_accuracy"}
+    assert plain.towers == ()
+    found = complexity.count(NAMED.load().build(architecture(), data.input_shape, 10), data.input_shape)
+    for signals in (plain.signals, towered.signals):
+        assert (signals["params"], signals["flops"]) == (found.params, found.flops)  # of the bare network
+    assert towered.signals["val_loss"] != plain.signals["val_loss"]
+    assert towered.cost["images"] == plain.cost["images"] == 256
+    assert bench.measure(Job.of(architecture(), PROXY, 0)).weights is None
+
+
+def test_proxies_cannot_see_the_test_split(bench: Bench, data: Data) -> None:
+    assert bench.setting.data.test is None
+    assert data.test is not None
+    job = Job.of(architecture(), PROXY, 0)
+    noise = np.random.default_rng(0).integers(0, 256, data.test.pixels.shape, dtype=np.uint8)
+    spoilt = dataclasses.replace(data, test=Images(noise, data.test.labels))
+    on_noise = Bench(Setting(NAMED, spoilt, SearchConfig()), CPU).measure(job).measurement
+    assert on_noise.signals == bench.measure(job).measurement.signals
+    final = bench.measure(Job.of(architecture(), FINAL, 0)).measurement
+    assert final.status == "failed"
+    assert not any(name.startswith("test") for name in final.signals)
+
+
+def test_a_final_rung_trains_on_all_but_test_and_returns_the_bare_network_that_it_scored(data: Data) -> None:
+    bench = Bench(Setting(NAMED, data, SearchConfig(max_latency=1e-9)), CPU)  # limits judge candidates, not the winner
+    job = Job.of(architecture(), Rung("retrain", Recipe(epochs=6, augment=()), TOWERS, final=True), 0)
+    outcome = bench.measure(job)
+    measurement = outcome.measurement
+    assert measurement.status == "done"
+    scores = {name for name in measurement.signals if name.endswith(("loss", "accuracy")) and "tower" not in name}
+    assert scores == {"train_loss", "test_loss", "test_accuracy"}
+    assert measurement.towers
+    used = (len(data.train) + len(data.validation)) // 128 * 128
+    assert measurement.cost["images"] == 6 * used
+    assert used > len(data.train)
+
+    assert outcome.weights is not None
+    weights = safetensors.torch.load(outcome.weights)
+    assert not [name for name in weights if "tower" in name]
+    network = NAMED.load().build(architecture(), data.input_shape, 10)
+    network.load_state_dict(weights)
+    network.eval()
+    assert data.test is not None
+    test = training.Resident(data.test, data.mean, data.std, CPU)
+    with torch.no_grad():
+        right = network(test.normalised(test.pixels)).argmax(1) == test.labels
+    assert float(right.double().mean()) == pytest.approx(measurement.signals["test_accuracy"], abs=1e-9)
+    assert measurement.signals["test_accuracy"] > 0.3
+
+
+# ----------------------------------------------------------------------------------------------- latency
+
+
+def test_over_the_latency_limit_is_infeasible_before_training(tmp_path: Path, data: Data) -> None:
+    file = tmp_path / "faulty.py"
+    file.write_text(FAULTY)
+    spec = SpaceSpec.of(f"{file}:Space", {})
+
+    def measured(limits: SearchConfig) -> Outcome:
+        return breaking(Bench(Setting(spec, data.without_test(), limits), CPU), "forward")  # trained, it would fail
+
+    outcome = measured(SearchConfig(max_latency=1e-9))
+    assert outcome.measurement.status == "infeasible"
+    assert set(outcome.measurement.signals) == {"params", "flops", "latency_ms"}
+    assert outcome.measurement.cost == {}
+    assert outcome.measurement.cause is not None
+    assert outcome.measurement.cause.startswith("latency_ms ")
+    assert outcome.measurement.cause.endswith("% over the limit")
+    assert measured(SearchConfig(max_latency=1e9)).measurement.status == "failed"
+
+
+@pytest.mark.parametrize("limits", [SearchConfig(max_latency=1e9), SearchConfig(objectives=("loss", "latency"))])
+def test_latency_is_measured_where_it_matters(data: Data, limits: SearchConfig, bench: Bench) -> None:
+    job = Job.of(architecture(), PROXY, 0)
+    measured = Bench(Setting(NAMED, data.without_test(), limits), CPU).measure(job).measurement
+    plain = bench.measure(job).measurement
+    assert 0 < measured.signals["latency_ms"] < 1000
+    assert "latency_ms" not in plain.signals
+    assert measured.signals["val_loss"] == plain.signals["val_loss"]  # looking at the clock changes nothing
