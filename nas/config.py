@@ -25,8 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from nas.errors import ConfigError
-from nas.space import first_error
+from nas.errors import ConfigError, first_error
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]

@@ -17,6 +17,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class NasError(Exception):
     """Root of the tree. The message is one line, in the user's words."""
@@ -60,3 +65,14 @@ class LeaseLost(JobError):
 
 class VerificationError(JobError):
     """An exported file does not do what the trained network does."""
+
+
+def first_error(error: ValidationError) -> str:
+    """The first complaint of pydantic in one line: the key, what is wrong with it, and what came."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    came = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
+    return f"{where}: {message}{came}" if where else f"{message}{came}"

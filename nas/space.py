@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nas.errors import SpaceError
+from nas.errors import SpaceError, first_error
 
 if TYPE_CHECKING:
     from torch import nn
@@ -185,14 +185,3 @@ class _Given:
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         return self._value(name)
-
-
-def first_error(error: ValidationError) -> str:
-    """The first complaint of pydantic in one line: the key, what is wrong with it, and what came."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}"
-    message = first["msg"].removeprefix("Value error, ")
-    came = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
-    return f"{where}: {message}{came}" if where else f"{message}{came}"

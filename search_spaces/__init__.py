@@ -24,8 +24,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nas.errors import SpaceError
-from nas.space import SearchSpace, first_error
+from nas.errors import SpaceError, first_error
+from nas.space import SearchSpace
 
 ENTRY_POINTS = "nas.search_spaces"
 
