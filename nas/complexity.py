@@ -101,8 +101,12 @@ def violations(limits: SearchConfig, found: Mapping[str, float], max_flops: int 
 def cause(excess: Mapping[str, float], found: Mapping[str, float]) -> str | None:
     """One line naming the limits that are exceeded; None where none is."""
     over = [
-        f"{name} {found[name]:,.6g} is {100 * share:.0f} % over the limit"
+        f"{name} {_number(found[name])} is {_number(100 * share)} % over the limit"
         for name, share in excess.items()
         if share > 0
     ]
     return "; ".join(over) or None
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from nas import config as configuration
-from nas import executor, ladder
+from nas import auxiliary, executor, ladder
 from nas.config import Config, ExecutorConfig
 from nas.data import Data, load
-from nas.errors import ExperimentError
+from nas.errors import ConfigError, ExperimentError
 from nas.executor import Executor
 from nas.ladder import Rung
 from nas.lease import Lease
@@ -31,6 +31,10 @@ MEANING = ("seed", "space", "data", "towers", "proxy", "search.objectives")
 
 FREE = ("data.dir",)
 """Keys below those that say only where things are."""
+
+
+TRIED = 20
+"""Random networks, at least one of which must have the cells that towers.placement names."""
 
 
 @dataclass
@@ -89,12 +93,15 @@ def driving(config: Config, workers: bool = True) -> Iterator[Driver]:
     """
     spec = SpaceSpec.of(config.space.name, config.space.settings)
     space = spec.load()
+    existing_records(config.database, config.experiment)  # is there such a storage?
     with ThreadPoolExecutor(1) as background:
         loading = background.submit(load, config.data, progress=True)  # while Ray starts, which takes seconds
+        if wait([loading], timeout=0.2).done:
+            loading.result()  # a wrong name shows at once
         pool = executor.start(config.executor if workers else ExecutorConfig(kind="in-process"))
     with pool:
         data = loading.result()
-        space.build(space.random(config.seed), data.input_shape, len(data.classes))  # do these images fit at all?
+        check_usable(config, space, data)
         now = meaning(config, space, data, spec.source)
         refuse_changes(config, now)
         suited = _suited(config, data)
@@ -116,6 +123,22 @@ def driving(config: Config, workers: bool = True) -> Iterator[Driver]:
                 yield Driver(suited, spec, space, data, records, study, pool, proxy, budget, lease.check)
             finally:
                 budget.save()
+
+
+def check_usable(config: Config, space: SearchSpace, data: Data) -> None:
+    """Raises an InputError where config, space and data are each fine but do not go together."""
+    named = space.named()
+    for name in config.search.warm_start or ():
+        if name not in named:
+            raise ConfigError(f"search.warm_start names {name!r}, but the space has: {', '.join(named) or 'none'}")
+    for attempt in range(1, TRIED + 1):
+        network = space.build(space.random(config.seed + attempt), data.input_shape, len(data.classes))
+        try:
+            auxiliary.place(config.towers, len(auxiliary.cell_names(network)))
+            return
+        except ConfigError:
+            if attempt == TRIED:
+                raise
 
 
 def meaning(config: Config, space: SearchSpace, data: Data, source: str | None) -> dict[str, Any]:

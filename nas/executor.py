@@ -127,12 +127,12 @@ class Slot:
         self._bench = None
         try:
             self._bench = Bench(setting, self._device)
-        except Exception as error:  # told with every job: a call that nobody waits for has nobody to tell
+        except Exception as error:  # told with the first job: a call that nobody waits for has nobody to tell
             self._fault = f"{type(error).__name__}: {error}"
 
     def measure(self, job: Job) -> Outcome:
         if self._bench is None:
-            return job.failed(f"the worker could not be set up: {self._fault}")
+            raise JobError(f"a worker could not be set up: {self._fault}")
         return self._bench.measure(job)
 
     def gpu_ids(self) -> list[int]:
@@ -245,10 +245,12 @@ class OverRay(Executor):
         try:
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, JobError):  # no fault of the job's, and no job would fare better
+                raise error.cause from None
             self._idle.append(actor)
             return job.failed(f"worker error: {str(error.cause).partition(chr(10))[0]}")
         except self._ray.exceptions.RayError as error:
-            if getattr(error, "_actor_init_failed", False):  # no fault of the job's, and no job would fare better
+            if getattr(error, "_actor_init_failed", False):  # likewise
                 raise JobError(f"a worker could not start: {str(error).strip().rpartition(chr(10))[2]}") from error
             self._actors.remove(actor)
             self._ray.kill(actor)

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import sqlalchemy as sql
 
+from nas.errors import ConfigError
+
 Status = Literal["done", "failed", "infeasible"]
 
 
@@ -71,15 +73,25 @@ _facts = sql.Table(
 
 
 def open_database(url: str) -> sql.Engine:
-    """An engine on `url`; SQLite is brought to write-ahead logging, one writer beside any readers."""
-    engine = sql.create_engine(url)
-    tune(engine)
+    """An engine on `url`; SQLite is brought to write-ahead logging, one writer beside any readers.
+
+    Raises ConfigError where there is no such database.
+    """
+    try:
+        engine = sql.create_engine(url)
+        tune(engine)
+        engine.connect().close()
+    except (sql.exc.SQLAlchemyError, ImportError) as error:
+        raise ConfigError(f"storage {url!r} cannot be opened: {str(error).partition(chr(10))[0]}") from None
     return engine
 
 
 def existing_records(url: str, study: str) -> Records | None:
     """The records of a study, to be read; None, and nothing written, where there is no such database yet."""
-    address = sql.make_url(url)
+    try:
+        address = sql.make_url(url)
+    except sql.exc.ArgumentError as error:
+        raise ConfigError(f"storage {url!r} is no SQL URL: {error}") from None
     if address.get_backend_name() == "sqlite" and not Path(address.database or "").is_file():
         return None
     return Records(open_database(url), study)

@@ -18,6 +18,9 @@ from nas.space import Architecture
 RANDOM_REFERENCES = 3
 """How many random networks stand for the average one."""
 
+RANDOM_DRAWS = 300
+"""Draws among which they are looked for."""
+
 TYPICAL_SHARE = 0.6
 """What a network within a FLOPs limit costs, as a share of one at the limit."""
 
@@ -28,21 +31,21 @@ SAFETY = 0.85
 def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture]]:
     """The rows that a winner is compared with: each point that the space names, and random networks.
 
-    Random ones keep the limits on candidates; named points are what they are.
+    Random ones keep the limits on candidates, or come nearest to them where few do; named points are what they are.
     """
     space = candidates.space
     rows: dict[str, list[Architecture]] = {}
     for name, values in space.named().items():
         rows[name] = [space.point(values)]
-    drawn: dict[str, Architecture] = {}
-    for attempt in range(1000):
-        architecture = space.random(1000 * seed + attempt)
-        if architecture.key not in drawn and candidates.excess(architecture)[1] is None:
-            drawn[architecture.key] = architecture
-        if len(drawn) == RANDOM_REFERENCES:
+    drawn: dict[str, tuple[float, Architecture]] = {}
+    for attempt in range(RANDOM_DRAWS):
+        architecture = space.random(RANDOM_DRAWS * seed + attempt)
+        excess, _ = candidates.excess(architecture)
+        drawn[architecture.key] = max(0.0, *excess.values(), 0.0), architecture
+        if sum(over == 0 for over, _ in drawn.values()) == RANDOM_REFERENCES:
             break
-    if drawn:
-        rows["random"] = list(drawn.values())
+    nearest = sorted(drawn.values(), key=lambda pair: pair[0])  # stable: those within the limits as they were drawn
+    rows["random"] = [architecture for _, architecture in nearest[:RANDOM_REFERENCES]]
     return rows
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nas import complexity
 from nas.config import SearchConfig
-from nas.errors import SearchError, SpaceError
+from nas.errors import SearchError
 from nas.executor import Executor
 from nas.ladder import Rung
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
@@ -146,12 +146,8 @@ class Search:
         return self._progress(total, share)
 
     def _warm_start(self) -> tuple[str, ...]:
-        named = self._candidates.space.named()
         chosen = self._candidates.limits.warm_start
-        for name in chosen or ():
-            if name not in named:
-                raise SpaceError(f"search.warm_start names {name!r}, but the space has: {', '.join(named) or 'none'}")
-        return tuple(named) if chosen is None else chosen
+        return tuple(self._candidates.space.named()) if chosen is None else chosen
 
     def _is_over(self, total: int | None, share: float) -> bool:
         if total is not None and len(self._candidate_keys) + len(self._waiting) >= total:
@@ -166,24 +162,33 @@ class Search:
     def _consider(self, asked: Asked) -> None:
         """Measure a proposal, unless its measurement is there already, is being made, or is beyond the limits."""
         key = asked.architecture.key
-        if key in self._known:
-            self._fruitless = self._fruitless + 1 if key in self._candidate_keys else 0
+        if key in self._candidate_keys:
+            self._fruitless += 1
             self._settle(asked.number, self._known[key])
             return
         if key in self._waiting:
             self._fruitless += 1
             self._waiting[key].append(asked.number)
             return
-        excess, over = self._candidates.excess(asked.architecture)
-        self._study.constrain(asked.number, excess)
+        excess, over = self._judged(asked)
         if over:
             self._fruitless += 1
             self._infeasible.add(key)
+            self._study.constrain(asked.number, excess)
             self._study.tell_infeasible(asked.number, over)
             return
         self._fruitless = 0
+        if key in self._known:  # measured as a reference
+            self._settle(asked.number, self._known[key])
+            return
         self._waiting[key] = [asked.number]
         self._executor.submit(Job.of(asked.architecture, self._rung, self._seed, asked.number))
+
+    def _judged(self, asked: Asked) -> tuple[dict[str, float], str | None]:
+        try:
+            return self._candidates.excess(asked.architecture)
+        except Exception:  # a third-party network may raise anything: measuring it says what is wrong
+            return {}, None
 
     def _finish(self, outcome: Outcome, total: int | None, share: float) -> None:
         """Write down first, decide afterwards."""
@@ -201,8 +206,10 @@ class Search:
         self._candidate_keys.add(measurement.key)
         if measurement.status == "failed":
             self._study.tell_failed(number, measurement.cause or "")
-        elif measurement.status == "infeasible":
-            self._study.constrain(number, complexity.violations(self._candidates.limits, measurement.signals, None))
+            return
+        limits, max_flops = self._candidates.limits, self._candidates.max_flops
+        self._study.constrain(number, complexity.violations(limits, measurement.signals, max_flops))
+        if measurement.status == "infeasible":
             self._study.tell_infeasible(number, measurement.cause or "")
         else:
             self._study.tell(number, [measurement.signals[SIGNAL_OF[one]] for one in self._objectives])
@@ -227,6 +234,7 @@ class Search:
         causes = [m.cause for m in self._known.values() if m.status == "failed"]
         if causes:
             return f"no candidate could be measured; the first failed with: {causes[0]}"
-        if self._infeasible:
-            return f"none of {len(self._infeasible)} proposals was within the limits; raise search.max_*"
+        over = len(self._infeasible) + sum(m.status == "infeasible" for m in self._known.values())
+        if over:
+            return f"none of {over} proposals was within the limits; raise search.max_*"
         return "no candidate was measured in the time given"

@@ -85,20 +85,28 @@ class Study:
         self._study.tell(number, state=TrialState.PRUNED)
 
     def constrain(self, number: int, excess: Mapping[str, float]) -> None:
-        """By how much each limit is exceeded; feasible at 0 or less. Also to be said of feasible trials."""
+        """By how much each limit is exceeded; feasible at 0 or less. Also to be said of feasible trials.
+
+        Said before a trial is told, once: what an interrupted driver has said already stays.
+        """
         trial = self._trial(number)
+        said = trial.constraints
         for name, value in excess.items():
-            trial.set_constraint(name, value)
+            if name not in said:
+                trial.set_constraint(name, value)
 
     def running(self, space: SearchSpace) -> list[Asked]:
         """Proposals of an earlier driver that were never told, to be measured now.
 
-        A trial that was interrupted before its architecture was chosen is told as failed.
+        A trial that was interrupted before its architecture was chosen is told as failed; if it was enqueued, it is
+        enqueued again.
         """
         found = []
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             text = trial.user_attrs.get(ARCHITECTURE)
             if text is None:
+                if given := trial.system_attrs.get("fixed_params"):
+                    self._study.enqueue_trial(given)
                 self.tell_failed(trial.number, "interrupted before an architecture was chosen")
             else:
                 found.append(Asked(trial.number, space.architecture_type.from_json(text)))

@@ -1,0 +1,284 @@
+"""The pipeline as a library: one experiment from `suggest` to `export`, and what must hold of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import nas
+from nas import config as configuration
+from nas.data import load
+from nas.errors import ExperimentError, SpaceError
+from nas.search import Event
+
+SMALL: dict[str, Any] = {
+    "executor.kind": "in-process",
+    "space.widths": [8, 8],
+    "space.stem": [8, 8],
+    "space.cells": [1, 2],
+    "proxy.epochs": 1,
+    "retrain.epochs": 1,
+    "retrain.seeds": 2,
+    "search.trials": 3,
+}
+
+
+def small(results: Path, name: str = "small", **keys: Any) -> nas.Experiment:
+    return nas.Experiment(name, config=configuration.read(None, (), **SMALL, results=str(results)), **keys)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[nas.Experiment, list[Event]]:
+    """A whole run on digits, and what it told its listener."""
+    events: list[Event] = []
+    experiment = small(tmp_path_factory.mktemp("finished"), listen=events.append)
+    experiment.run()
+    return experiment, events
+
+
+def test_a_run_ends_with_a_board_and_verified_files(finished: tuple[nas.Experiment, list[Event]]) -> None:
+    experiment, events = finished
+    rows = experiment.leaderboard()
+    assert sum(row.kind == "candidate" for row in rows) == 3
+    assert [row.rank for row in rows if row.kind == "candidate"] == [1, 2, 3]
+    winner = next(row for row in rows if row.rank == 1)
+    assert winner.test_seeds == 2
+    assert winner.test_std is not None
+    references = {row.name: row for row in rows if row.kind == "reference"}
+    assert set(references) == {"googlenet-small", "random (mean of 3)"}
+    assert all(row.test_accuracy is not None for row in references.values())
+    names = {path.name for path in (experiment.folder / "export").iterdir()}
+    assert {"model.pt2", "model.onnx", "model.safetensors", "architecture.json", "MODEL_CARD.md"} <= names
+    assert {event.progress.stage for event in events if event.measurement} == {"search", "references", "retrain"}
+
+
+LOADER = """
+import sys, json
+import numpy as np
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("nas", "search_spaces"):
+            raise ImportError(f"{name} is unknown here")
+sys.meta_path.insert(0, Refuse())
+try:
+    import nas
+    raise SystemExit("nas could be imported")
+except ImportError:
+    pass
+import onnxruntime, torch
+folder, pixels = sys.argv[1], np.load(sys.argv[2])
+pt2 = torch.export.load(f"{folder}/model.pt2").module()
+logits = [pt2(torch.from_numpy(pixels)).detach().numpy(), pt2(torch.from_numpy(pixels[:1])).detach().numpy()]
+session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
+logits.append(session.run(None, {"pixels": pixels})[0])
+np.savez(sys.argv[3], *logits)
+"""
+
+
+def test_exported_files_predict_what_the_trained_network_does_where_nas_is_unknown(
+    finished: tuple[nas.Experiment, list[Event]], tmp_path: Path
+) -> None:
+    experiment, _ = finished
+    data = load(experiment.config.data)
+    assert data.test is not None
+    np.save(tmp_path / "pixels.npy", data.test.pixels)
+    command = [sys.executable, "-I", "-c", LOADER, str(experiment.folder / "export")]
+    subprocess.run([*command, str(tmp_path / "pixels.npy"), str(tmp_path / "logits.npz")], check=True, cwd=tmp_path)
+
+    card = json.loads((experiment.folder / "export" / "architecture.json").read_text())
+    weights = next((experiment.folder / "weights").glob(f"{_winner_key(experiment)}-*-0.safetensors"))
+    import search_spaces
+
+    space = search_spaces.load("inception", experiment.config.space.settings)
+    architecture = space.architecture_type.model_validate(card["architecture"])
+    network = space.build(architecture, data.input_shape, 10)
+    network.load_state_dict(safetensors.torch.load_file(weights))  # strict: not one tower key
+    mean = torch.tensor(data.mean).view(1, -1, 1, 1)
+    std = torch.tensor(data.std).view(1, -1, 1, 1)
+    with torch.no_grad():
+        expected = network.eval()((torch.from_numpy(data.test.pixels).float() - mean) / std).numpy()
+    pt2, one, onnx = np.load(tmp_path / "logits.npz").values()
+    assert np.abs(pt2 - expected).max() < 1e-3
+    assert np.abs(onnx - expected).max() < 1e-3
+    assert np.abs(one - expected[:1]).max() < 1e-3
+    assert (pt2.argmax(1) == expected.argmax(1)).all()
+    assert (onnx.argmax(1) == expected.argmax(1)).all()
+
+
+def _winner_key(experiment: nas.Experiment) -> str:
+    return next(row.key for row in experiment.leaderboard() if row.rank == 1)
+
+
+def test_no_tower_is_in_any_exported_file(finished: tuple[nas.Experiment, list[Event]]) -> None:
+    import onnx
+
+    experiment, _ = finished
+    assert any(row.towers for row in experiment.leaderboard()), "no candidate carried a tower: nothing is shown here"
+    folder = experiment.folder / "export"
+    params = next(row.params for row in experiment.leaderboard() if row.rank == 1)
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+        assert not [key for key in file.keys() if "tower" in key]  # noqa: SIM118 - not a dictionary
+    program = torch.export.load(folder / "model.pt2")
+    held = sum(p.numel() for p in program.state_dict.values() if p.dim() > 0)
+    assert held <= params + 2  # mean and deviation of one channel; batch norm is folded into what was there
+    graph = onnx.load(folder / "model.onnx").graph
+    assert not [node.name for node in graph.node if "tower" in node.name]
+    assert [output.name for output in graph.output] == ["logits"]
+    assert sum(node.op_type in ("Gemm", "MatMul") for node in graph.node) == 1  # the head; a tower would add two
+
+
+def test_the_same_run_again_measures_nothing_and_exports_the_same(
+    finished: tuple[nas.Experiment, list[Event]],
+) -> None:
+    experiment, _ = finished
+    before = experiment.leaderboard()
+    events: list[Event] = []
+    again = nas.Experiment.open(experiment.config.experiment, experiment.config.results)
+    again.listen = events.append
+    exported = again.run()
+    assert not [event for event in events if event.measurement]
+    assert again.leaderboard() == before
+    assert all(check.agreement == 1.0 for check in exported.checks)
+
+
+def test_proxies_never_see_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nas import executor
+
+    seen: list[tuple[str, bool]] = []
+    use = executor.InProcess.use
+
+    def spy(self: executor.InProcess, setting: Any) -> None:
+        seen.append(("use", setting.data.test is not None))
+        use(self, setting)
+
+    monkeypatch.setattr(executor.InProcess, "use", spy)
+    experiment = small(tmp_path, retrain__references=False, retrain__seeds=1)
+    experiment.search()
+    assert seen == [("use", False)]
+    experiment.retrain()
+    assert seen[-1] == ("use", True)
+
+
+def test_more_trials_go_on_and_another_meaning_is_refused(tmp_path: Path) -> None:
+    experiment = small(tmp_path, search__trials=2)
+    experiment.search()
+    keys = [row.key for row in experiment.leaderboard()]
+    assert experiment.search(trials=4).done == 4
+    assert set(keys) < {row.key for row in experiment.leaderboard()}
+    with pytest.raises(ExperimentError, match=r"proxy\.learning_rate"):
+        small(tmp_path, proxy__learning_rate=0.2).search()
+    with pytest.raises(ExperimentError, match="seed"):
+        small(tmp_path, seed=1).search()
+    with pytest.raises(ExperimentError, match=r"towers\.weight"):
+        small(tmp_path, towers__weight=1.0).search()
+
+
+def test_bad_input_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SpaceError, match="no search space 'incption'"):
+        small(tmp_path, space="incption").search()
+    with pytest.raises(nas.experiment.configuration.ConfigError):
+        small(tmp_path, search__trials=-1)
+    with pytest.raises(Exception, match="digitz"):
+        small(tmp_path, data="digitz").search()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_there_yet_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="no experiment"):
+        nas.Experiment.open(None, tmp_path)
+    experiment = small(tmp_path, search__trials=1)
+    assert experiment.leaderboard() == []
+    experiment.search()
+    with pytest.raises(ExperimentError, match="not retrained yet"):
+        experiment.export()
+    with pytest.raises(ExperimentError, match="nothing to show for '99'"):
+        experiment.show("99")
+
+
+def test_show_draws_what_the_board_counts(finished: tuple[nas.Experiment, list[Event]]) -> None:
+    experiment, _ = finished
+    row = next(row for row in experiment.leaderboard() if row.rank == 1)
+    for what in (row.key, row.name.removeprefix("trial ")):
+        shown = experiment.show(what)
+        assert (shown.architecture.key, shown.params, shown.flops) == (row.key, row.params, row.flops)
+        assert sum(params for _, _, params, _ in shown.cells) < shown.params
+
+
+OWN_SPACE = '''
+import torch
+from torch import nn
+
+from nas.space import Architecture, SearchSpace
+
+
+class Stack(Architecture):
+    widths: tuple[int, ...]
+    kernel: int
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, outputs, kernel):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+class Network(nn.Module):
+    def __init__(self, architecture, channels, classes):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for width in architecture.widths:
+            self.blocks.append(Block(channels, width, architecture.kernel))
+            channels = width
+        self.cell_names = [f"blocks.{i}" for i in range(len(self.blocks))]
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x).relu_()  # in place, after the tap
+        return self.head(x.mean((2, 3)))
+
+
+class Stacks(SearchSpace):
+    """Stacks of convolutions of one kernel."""
+
+    architecture_type = Stack
+
+    def suggest(self, trial):
+        widths = tuple(trial.suggest_int(f"width{i}", 4, 12, step=4) for i in range(3))
+        return Stack(widths=widths, kernel=trial.suggest_categorical("kernel", [1, 3]))
+
+    def build(self, architecture, input_shape, num_classes):
+        return Network(architecture, input_shape[0], num_classes)
+'''
+
+
+@pytest.mark.slow
+def test_a_space_of_ones_own_searches_trains_with_towers_retrains_and_exports(tmp_path: Path) -> None:
+    """Over Ray, from a file that only the driver can read by its path."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_SPACE)
+    experiment = nas.Experiment(
+        space=f"{file}:Stacks",
+        results=str(tmp_path / "results"),
+        proxy__epochs=1,
+        retrain__epochs=1,
+        retrain__seeds=1,
+        search__trials=4,
+    )
+    exported = experiment.run()
+    rows = experiment.leaderboard()
+    assert experiment.config.experiment == "Stacks-digits"
+    assert all(row.towers == (1,) for row in rows if row.kind == "candidate")
+    assert {check.file for check in exported.checks} == {"model.safetensors", "model.pt2", "model.onnx"}
