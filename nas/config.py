@@ -227,7 +227,8 @@ class Config(Section):
         if self.name is not None:
             return self.name
         space = self.space.name.rpartition(":")[2] if ":" in self.space.name else self.space.name
-        return f"{space}-{Path(self.data.name).stem}"
+        data = Path(self.data.name)
+        return f"{space}-{data.stem if data.suffix == '.npz' else data.name}"
 
     @property
     def folder(self) -> Path:

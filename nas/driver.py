@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from nas import config as configuration
 from nas import auxiliary, executor, ladder
+from nas import config as configuration
 from nas.config import Config, ExecutorConfig
 from nas.data import Data, load
-from nas.errors import ConfigError, ExperimentError
+from nas.errors import ConfigError, ExperimentError, InputError, SpaceError
 from nas.executor import Executor
 from nas.ladder import Rung
 from nas.lease import Lease
 from nas.proxy import Setting, SpaceSpec
 from nas.records import Records, existing_records, open_database
-from nas.search import Budget, Candidates
+from nas.search import Budget, Candidates, Event, Listener, Progress
 from nas.space import SearchSpace
 from nas.study import Study
 
@@ -50,6 +51,7 @@ class Driver:
     executor: Executor
     proxy: Rung
     budget: Budget
+    listen: Listener
     check: Callable[[], None]
     _workers_have: str = field(default="", init=False)
 
@@ -57,6 +59,16 @@ class Driver:
         """What a candidate is here; `max_flops` stands in for the limit that the person did not set."""
         classes = len(self.data.classes)
         return Candidates(self.space, self.data.input_shape, classes, self.config.search, max_flops)
+
+    @property
+    def weights(self) -> Path:
+        """Folder of the retrained weights."""
+        return self.config.folder / "weights"
+
+    def say(self, text: str) -> None:
+        """Tell the listener a line."""
+        progress = Progress("", 0, 0, 0, self.executor.running, None, None, self.budget.left())
+        self.listen(Event(progress, text=text))
 
     @property
     def retrain_images(self) -> int:
@@ -83,7 +95,7 @@ class Driver:
 
 
 @contextmanager
-def driving(config: Config, workers: bool = True) -> Iterator[Driver]:
+def driving(config: Config, listen: Listener, workers: bool = True) -> Iterator[Driver]:
     """A driver of the experiment that `config` describes, for as long as the context is open.
 
     Without `workers` nothing is started that could train: for steps that only read and write.
@@ -120,7 +132,7 @@ def driving(config: Config, workers: bool = True) -> Iterator[Driver]:
             study = Study(config.database, config.experiment, wanted.objectives, wanted.sampler, config.seed)
             budget = Budget(records, wanted.time)
             try:
-                yield Driver(suited, spec, space, data, records, study, pool, proxy, budget, lease.check)
+                yield Driver(suited, spec, space, data, records, study, pool, proxy, budget, listen, lease.check)
             finally:
                 budget.save()
 
@@ -131,14 +143,19 @@ def check_usable(config: Config, space: SearchSpace, data: Data) -> None:
     for name in config.search.warm_start or ():
         if name not in named:
             raise ConfigError(f"search.warm_start names {name!r}, but the space has: {', '.join(named) or 'none'}")
+    problem: InputError | None = None
     for attempt in range(1, TRIED + 1):
-        network = space.build(space.random(config.seed + attempt), data.input_shape, len(data.classes))
         try:
+            network = space.build(space.random(config.seed + attempt), data.input_shape, len(data.classes))
             auxiliary.place(config.towers, len(auxiliary.cell_names(network)))
             return
-        except ConfigError:
-            if attempt == TRIED:
-                raise
+        except InputError as error:
+            problem = error
+        except Exception as error:  # a third-party network may raise anything
+            wrong = f"space {config.space.name!r} builds no network: {type(error).__name__}: {error}"
+            problem = problem or SpaceError(wrong)
+    assert problem is not None
+    raise problem
 
 
 def meaning(config: Config, space: SearchSpace, data: Data, source: str | None) -> dict[str, Any]:

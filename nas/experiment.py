@@ -22,19 +22,14 @@ from typing import TYPE_CHECKING, Any
 from nas import config as configuration
 from nas import leaderboard
 from nas.config import Config
-from nas.errors import ExperimentError, SearchError
+from nas.errors import ExperimentError
 from nas.leaderboard import Record
 from nas.records import Measurement, Records, existing_records
 
 if TYPE_CHECKING:
-    from nas.driver import Driver
     from nas.export import Exported
-    from nas.ladder import Rung
     from nas.search import Listener, Progress
     from nas.space import Architecture, SearchSpace, Shape
-
-DEFAULT_TRIALS = 30
-"""Candidates of a search that is given neither a number nor a time."""
 
 
 @dataclass(frozen=True)
@@ -93,38 +88,40 @@ class Experiment:
         """Where config, study, measurements, weights and exports lie."""
         return self.config.folder
 
-    # ------------------------------------------------------------------------------------------- the steps
-
     def run(self) -> Exported:
         """Search, retrain, export. A time budget covers all of it."""
+        from nas import pipeline
         from nas.driver import driving
 
-        with driving(self.config) as driver:
-            self._search(driver, within_run=True)
-            self._retrain(driver, within_run=True)
+        with driving(self.config, self.listen) as driver:
+            pipeline.search(driver, share=self.config.search.share)
+            pipeline.retrain(driver, within_budget=True)
             driver.executor.close()
-            return self._export(driver)
+            return pipeline.export(driver)
 
     def search(self, trials: int | None = None, time: float | str | None = None) -> Progress:
         """Measure candidates until there are so many, or the time is over; goes on where an earlier search ended."""
+        from nas import pipeline
         from nas.driver import driving
 
-        with driving(self._changed(search__trials=trials, search__time=time)) as driver:
-            return self._search(driver, within_run=False)
+        with driving(self._changed(search__trials=trials, search__time=time), self.listen) as driver:
+            return pipeline.search(driver)
 
     def retrain(self, seeds: int | None = None) -> list[Measurement]:
         """Train the winner (and the references) on the full recipe; returns the winner's measurements."""
+        from nas import pipeline
         from nas.driver import driving
 
-        with driving(self._changed(retrain__seeds=seeds)) as driver:
-            return self._retrain(driver, within_run=False)
+        with driving(self._changed(retrain__seeds=seeds), self.listen) as driver:
+            return pipeline.retrain(driver)
 
     def export(self) -> Exported:
         """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images."""
+        from nas import pipeline
         from nas.driver import driving
 
-        with driving(self.config, workers=False) as driver:
-            return self._export(driver)
+        with driving(self.config, self.listen, workers=False) as driver:
+            return pipeline.export(driver)
 
     def leaderboard(self) -> list[Record]:
         """Every measured candidate and the reference rows, best first."""
@@ -160,183 +157,6 @@ class Experiment:
         ]
         total = complexity.count(network, shape)
         return Shown(architecture, what, shape, cells, total.params, total.flops)
-
-    # ----------------------------------------------------------------------------------- inside the driver
-
-    def _search(self, driver: Driver, within_run: bool) -> Progress:
-        from nas.search import Search
-
-        config, records = self.config, driver.records
-        driver.give_proxies()
-        max_flops = self._flops_within_time(driver) if within_run else None
-        trials = config.search.trials
-        if trials is None and config.search.time is None:
-            trials = DEFAULT_TRIALS
-        self._say(driver, f"Searching {_count(driver.space.size())} architectures on {driver.executor.slots} workers")
-        search = Search(
-            driver.candidates(max_flops),
-            driver.proxy,
-            config.seed,
-            driver.study,
-            records,
-            driver.executor,
-            driver.budget,
-            self.listen,
-            driver.check,
-        )
-        return search.run(trials, config.search.share if within_run else 1.0)
-
-    def _flops_within_time(self, driver: Driver) -> int | None:
-        """With a time budget and no limit on FLOPs: the largest networks that can be retrained within it.
-
-        Decided once, from the speed of one reference, and remembered, so that a resumed search keeps to it.
-        """
-        from nas import retrain
-        from nas.proxy import Job
-
-        config, records = self.config, driver.records
-        if config.search.time is None or config.search.max_flops is not None:
-            return None
-        remembered = records.fact("max_flops")
-        if remembered is not None:
-            return int(remembered)
-        rows = retrain.references(driver.candidates(None), config.seed)
-        if not rows:
-            return None
-        job = Job.of(next(iter(rows.values()))[0], driver.proxy, config.seed)
-        measured = retrain.measure({job: "speed probe"}, driver.executor, records, driver.budget, self.listen, "probe")
-        if measured[0].status != "done":
-            return None
-        beside = sum(map(len, rows.values())) if config.retrain.references else 0
-        rung = driver.retrain_rung()
-        limit = retrain.affordable_flops(
-            (1 - config.search.share) * config.search.time,
-            measured[0],
-            config.retrain.seeds,
-            beside,
-            rung.epochs * driver.retrain_images,
-            driver.executor.slots,
-        )
-        records.set_fact("max_flops", limit)
-        self._say(
-            driver,
-            f"Limit {limit / 1e6:,.3g} MFLOPs an image: so that {rung.epochs} epochs of retraining fit the time",
-        )
-        return limit
-
-    def _retrain(self, driver: Driver, within_run: bool) -> list[Measurement]:
-        from nas import retrain
-        from nas.proxy import Job
-
-        config, records = self.config, driver.records
-        winner = self._winner(records)
-        architecture = driver.space.architecture_type.from_json(winner.architecture)
-        rows: dict[str, list[Architecture]] = {}
-        if config.retrain.references:
-            rows = self._references(driver)
-            jobs = {Job.of(one, driver.proxy, config.seed): name for name, many in rows.items() for one in many}
-            driver.give_proxies()
-            proxies = retrain.measure(
-                jobs, driver.executor, records, driver.budget, self.listen, "references", check=driver.check
-            )
-            records.set_fact("references", {name: [one.key for one in many] for name, many in rows.items()})
-        else:
-            proxies = []
-        trainings = [winner] * config.retrain.seeds + [one for one in proxies if one.status == "done"]
-        rung = self._rung_within_time(driver, trainings) if within_run else driver.retrain_rung()
-        jobs = retrain.jobs(architecture, rung, config.seed, config.retrain.seeds, rows)
-        self._say(driver, f"Retraining: {len(jobs)} trainings of {rung.epochs} epochs")
-        driver.give_everything()
-        measured = retrain.measure(
-            jobs,
-            driver.executor,
-            records,
-            driver.budget,
-            self.listen,
-            "retrain",
-            self.folder / "weights",
-            driver.check,
-        )
-        records.set_fact("retrain_rung", rung.key)
-        records.set_fact("retrain_recipe", rung.recipe.model_dump(mode="json"))
-        own = [m for m in measured if m.key == winner.key]
-        if not any(m.status == "done" for m in own):
-            raise SearchError(f"the winner could not be retrained: {own[0].cause}")
-        return own
-
-    def _rung_within_time(self, driver: Driver, trainings: list[Measurement]) -> Rung:
-        """The retraining rung, its epochs cut to what the budget allows; decided once and remembered."""
-        from nas import retrain
-
-        full = driver.retrain_rung()
-        left = driver.budget.left()
-        if left is None:
-            return full
-        remembered = driver.records.fact("retrain_epochs")
-        if remembered is None:
-            fit = retrain.affordable_epochs(left, trainings, driver.retrain_images, driver.executor.slots)
-            remembered = min(full.epochs, fit)
-            driver.records.set_fact("retrain_epochs", remembered)
-        return driver.retrain_rung(int(remembered))
-
-    def _references(self, driver: Driver) -> dict[str, list[Architecture]]:
-        """The reference architectures, the same ones after a resume."""
-        from nas import retrain
-
-        remembered = driver.records.fact("max_flops")
-        return retrain.references(driver.candidates(remembered), self.config.seed)
-
-    def _export(self, driver: Driver) -> Exported:
-        import safetensors.torch
-
-        from nas import complexity, export, retrain
-
-        records, data = driver.records, driver.data
-        rung = records.fact("retrain_rung")
-        winner = self._winner(records)
-        trained = {
-            e.measurement.seed: e.measurement
-            for e in records.all()
-            if e.measurement.key == winner.key and e.measurement.rung == rung and e.measurement.status == "done"
-        }
-        if not trained:
-            raise ExperimentError(f"experiment {self.config.experiment!r} is not retrained yet: run `nas retrain`")
-        seed = min(trained)  # by number, not by test accuracy: the test split chooses nothing
-        architecture = driver.space.architecture_type.from_json(winner.architecture)
-        network = driver.space.build(architecture, data.input_shape, len(data.classes))
-        weights = retrain.weights_file(self.folder / "weights", trained[seed])
-        network.load_state_dict(safetensors.torch.load_file(weights))
-        cost = complexity.count(network, data.input_shape)
-        assert data.test is not None
-        facts = export.Facts(
-            space=self.config.space.name,
-            architecture=winner.architecture,
-            data=data.name,
-            classes=data.classes,
-            input_shape=data.input_shape,
-            mean=data.mean,
-            std=data.std,
-            params=cost.params,
-            flops=cost.flops,
-            accuracies={s: m.signals["test_accuracy"] for s, m in sorted(trained.items())},
-            exported_seed=seed,
-            notes={
-                "experiment": self.config.experiment,
-                "recipe": ", ".join(f"{k} {v}" for k, v in records.fact("retrain_recipe").items() if v is not None),
-                "retraining": str(rung),
-                "towers in training": ", ".join(f"cell {cell}" for cell in trained[seed].towers) or "none",
-            },
-        )
-        self._say(driver, f"Exporting seed {seed} and verifying on {len(data.test)} test images")
-        return export.export(network, facts, data.test.pixels, self.folder / "export", self.config.export)
-
-    def _winner(self, records: Records) -> Measurement:
-        found = leaderboard.best(records.all(), records.fact("proxy_rung", ""), self.config.search.objectives[0])
-        if found is None:
-            raise ExperimentError(f"experiment {self.config.experiment!r} has no measured candidate yet")
-        return found
-
-    # --------------------------------------------------------------------------------------------- plumbing
 
     def _changed(self, **keys: Any) -> Config:
         """The config with these keys, from now on."""
@@ -383,12 +203,6 @@ class Experiment:
             f"a JSON file, or a named point ({', '.join(named) or 'this space has none'})"
         )
 
-    def _say(self, driver: Driver, text: str) -> None:
-        from nas.search import Event, Progress
-
-        progress = Progress("", 0, 0, 0, driver.executor.running, None, None, driver.budget.left())
-        self.listen(Event(progress, text=text))
-
 
 def _latest(results: Path) -> Path:
     files = sorted(results.glob("*/config.toml"), key=_last_worked_on)
@@ -404,9 +218,3 @@ def _last_worked_on(config_file: Path) -> float:
 def _there_are(results: Path) -> str:
     names = sorted(file.parent.name for file in results.glob("*/config.toml"))
     return f"; there are: {', '.join(names)}" if names else ""
-
-
-def _count(size: int | None) -> str:
-    if size is None:
-        return "an unknown number of"
-    return f"{size:,}" if size < 1e6 else f"{size:.2g}"

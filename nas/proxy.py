@@ -126,7 +126,7 @@ class Bench:
         classes = len(data.classes)
         architecture = self.space.architecture_type.from_json(job.architecture)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(training.stream(job.seed, "init"))
+            torch.default_generator.manual_seed(training.stream(job.seed, "init"))
             network = self.space.build(architecture, data.input_shape, classes)
         bare = complexity.count(network, data.input_shape)
         signals = {"params": float(bare.params), "flops": float(bare.flops)}

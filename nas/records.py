@@ -7,6 +7,7 @@ written once: adding it again changes nothing. Only the driver writes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,17 +82,22 @@ def open_database(url: str) -> sql.Engine:
         engine = sql.create_engine(url)
         tune(engine)
         engine.connect().close()
-    except (sql.exc.SQLAlchemyError, ImportError) as error:
-        raise ConfigError(f"storage {url!r} cannot be opened: {str(error).partition(chr(10))[0]}") from None
+    except (sql.exc.SQLAlchemyError, ImportError, ValueError) as error:
+        raise ConfigError(f"storage {_shown(url)!r} cannot be opened: {str(error).partition(chr(10))[0]}") from None
     return engine
+
+
+def _shown(url: str) -> str:
+    """The URL without its password."""
+    return re.sub(r"(://[^:@/]*):.*@", r"\1:***@", url)
 
 
 def existing_records(url: str, study: str) -> Records | None:
     """The records of a study, to be read; None, and nothing written, where there is no such database yet."""
     try:
         address = sql.make_url(url)
-    except sql.exc.ArgumentError as error:
-        raise ConfigError(f"storage {url!r} is no SQL URL: {error}") from None
+    except (sql.exc.ArgumentError, ValueError):
+        raise ConfigError(f"storage {_shown(url)!r} is no SQL URL") from None
     if address.get_backend_name() == "sqlite" and not Path(address.database or "").is_file():
         return None
     return Records(open_database(url), study)

@@ -5,6 +5,7 @@ Only here, and in what follows, is the test split scored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -40,7 +41,10 @@ def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture
     drawn: dict[str, tuple[float, Architecture]] = {}
     for attempt in range(RANDOM_DRAWS):
         architecture = space.random(RANDOM_DRAWS * seed + attempt)
-        excess, _ = candidates.excess(architecture)
+        try:
+            excess, _ = candidates.excess(architecture)
+        except Exception:  # a third-party network may raise anything, and what cannot be built is no reference
+            continue
         drawn[architecture.key] = max(0.0, *excess.values(), 0.0), architecture
         if sum(over == 0 for over, _ in drawn.values()) == RANDOM_REFERENCES:
             break
@@ -56,7 +60,8 @@ def affordable_flops(seconds: float, probe: Measurement, seeds: int, references:
     (epochs times images), `slots` how many run at once. Two significant digits.
     """
     per_flop = probe.cost["seconds"] / (probe.cost["images"] * probe.signals["flops"])
-    flops = SAFETY * seconds * slots / ((seeds + TYPICAL_SHARE * references) * images * per_flop)
+    rounds = max(math.ceil(seeds / slots), (seeds + TYPICAL_SHARE * references) / slots)  # one after the other
+    flops = SAFETY * seconds / (rounds * images * per_flop)
     return max(1, int(float(f"{flops:.2g}")))
 
 

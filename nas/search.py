@@ -150,7 +150,8 @@ class Search:
         return tuple(self._candidates.space.named()) if chosen is None else chosen
 
     def _is_over(self, total: int | None, share: float) -> bool:
-        if total is not None and len(self._candidate_keys) + len(self._waiting) >= total:
+        measured = sum(self._known[key].status != "infeasible" for key in self._candidate_keys)
+        if total is not None and measured + len(self._waiting) >= total:
             return True
         left = self._budget.left(share)
         if left is not None and left <= 0:
@@ -177,7 +178,6 @@ class Search:
             self._study.constrain(asked.number, excess)
             self._study.tell_infeasible(asked.number, over)
             return
-        self._fruitless = 0
         if key in self._known:  # measured as a reference
             self._settle(asked.number, self._known[key])
             return
@@ -203,6 +203,8 @@ class Search:
         """Write the measurement down for this trial, then tell the trial what it says."""
         self._records.add(measurement, number)
         self._known[measurement.key] = measurement
+        if measurement.key not in self._candidate_keys:
+            self._fruitless = self._fruitless + 1 if measurement.status == "infeasible" else 0
         self._candidate_keys.add(measurement.key)
         if measurement.status == "failed":
             self._study.tell_failed(number, measurement.cause or "")

@@ -7,13 +7,11 @@ import io
 import json
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-from nas.cli import main
 
 SMALL = [
     *("--set", "executor.kind=in-process", "--set", "space.widths=[8,8]", "--set", "space.stem=[8,8]"),
@@ -21,29 +19,11 @@ SMALL = [
 ]
 
 
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def nas(*words: str | Path, cwd: Path) -> Done:
-    """What the command prints and returns; in this process, so that torch is imported once."""
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(cwd)
-        patch.setattr(sys, "argv", ["nas", *map(str, words)])
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return Done(code, out.getvalue(), err.getvalue())
+Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(nas: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where `nas run --name first` has ended well."""
     cwd = tmp_path_factory.mktemp("cli")
     done = nas("run", "--name", "first", *SMALL, cwd=cwd)
@@ -54,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cwd
 
 
-def test_the_board_in_every_format(folder: Path) -> None:
+def test_the_board_in_every_format(nas: Command, folder: Path) -> None:
     table = nas("leaderboard", cwd=folder)
     assert table.returncode == 0
     assert "googlenet-small" in table.stdout
@@ -68,7 +48,7 @@ def test_the_board_in_every_format(folder: Path) -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_sorted_and_pareto(folder: Path) -> None:
+def test_sorted_and_pareto(nas: Command, folder: Path) -> None:
     rows = json.loads(nas("leaderboard", "--format", "json", "--sort", "params", cwd=folder).stdout)
     assert [row["params"] for row in rows] == sorted(row["params"] for row in rows)
     front = json.loads(nas("leaderboard", "--format", "json", "--pareto", cwd=folder).stdout)
@@ -79,7 +59,7 @@ def test_sorted_and_pareto(folder: Path) -> None:
     assert "Traceback" not in wrong.stderr
 
 
-def test_one_step_after_the_other_on_what_is_there(folder: Path) -> None:
+def test_one_step_after_the_other_on_what_is_there(nas: Command, folder: Path) -> None:
     assert nas("show", "0", cwd=folder).stdout.count("body.cell") >= 2
     retrained = nas("retrain", "first", "--seeds", "2", cwd=folder)
     assert retrained.returncode == 0, retrained.stderr
@@ -89,7 +69,7 @@ def test_one_step_after_the_other_on_what_is_there(folder: Path) -> None:
     assert "| 1 | " in (folder / "results/first/export/MODEL_CARD.md").read_text(), "the second seed's accuracy"
 
 
-def test_the_printed_config_is_a_config(folder: Path) -> None:
+def test_the_printed_config_is_a_config(nas: Command, folder: Path) -> None:
     printed = nas("config", "--set", "proxy.epochs=3", cwd=folder).stdout
     assert "epochs = 3 " in printed
     assert "widths = [24, 32, 48]" in printed
@@ -97,7 +77,7 @@ def test_the_printed_config_is_a_config(folder: Path) -> None:
     assert nas("config", "printed.toml", cwd=folder).stdout == printed
 
 
-def test_lists(folder: Path) -> None:
+def test_lists(nas: Command, folder: Path) -> None:
     assert "inception" in nas("space", "list", cwd=folder).stdout
     assert "fashion-mnist" in nas("data", "list", cwd=folder).stdout
 
@@ -120,7 +100,7 @@ def test_lists(folder: Path) -> None:
         (["run", "--set", "storage=nosuch://x"], "storage"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(words: list[str], named: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(nas: Command, words: list[str], named: str, tmp_path: Path) -> None:
     in_process = ["--name", "bad", "--set", "executor.kind=in-process"] if words[0] == "run" else []
     done = nas(*words, *in_process, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr

@@ -326,7 +326,8 @@ def test_what_is_explained_reads_as_an_equal_config(table: dict[str, Any]) -> No
 
 def test_what_is_written_to_a_file_reads_as_an_equal_config(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    config = make({"data": {"name": "Fotos für 😀"}, "towers": {"placement": [2, 5]}, "space": {"widths": [8, 16]}})
+    space = {"widths": [8, 16], "limit": float("inf"), "a key": {"and one": [float("-inf"), 1e-9]}}
+    config = make({"data": {"name": "Fotos für 😀"}, "towers": {"placement": [2, 5]}, "space": space})
     file.write_text(explained(config), encoding="utf-8")
     assert read(file) == config
     assert config.towers == TowersConfig(placement=(2, 5))

@@ -92,7 +92,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "one kind of each": {"widths": (16,), "cells": (1, 3), "five_kinds": ("5x5",), "pool_kinds": ("avg",)},
     "shares that give the same width": {"widths": (8,), "cells": (1, 1), "step": 4, "five_kinds": ("5x5",)},
     "widths between two steps": {"widths": (11,), "cells": (2, 3), "stem": (9, 30), "reduce": (0.5, 1.0)},
-    "untied": {"widths": (8,), "cells": (1, 3), "tied": False, "reduce": (0.5,), "stem": (8, 8), "pool_kinds": ("max",)},
+    "untied": {
+        "widths": (8,),
+        "cells": (1, 3),
+        "tied": False,
+        "reduce": (0.5,),
+        "stem": (8, 8),
+        "five_kinds": ("5x5",),
+    },
     "untied, two stages": {"widths": (8, 8), "cells": (1, 1), "tied": False, "reduce": (1.0,), "stem": (8, 8)},
     "untied, always two cells": {"widths": (8,), "cells": (2, 2), "tied": False, "reduce": (0.5, 1.0), "stem": (8, 8)},
 }
@@ -236,7 +243,14 @@ def test_tpe_learns_on_the_space(keys: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [*SETTINGS, {"widths": (256, 480, 832), "cells": (1, 9), "stem": (8, 128)}, {"widths": (8,) * 5}], ids=str
+    "keys",
+    [
+        *SETTINGS,
+        {"widths": (256, 480, 832), "cells": (1, 9), "stem": (8, 128)},
+        {"widths": (8,) * 5},
+        {"widths": (12, 12), "cells": (3, 4)},
+    ],
+    ids=str,
 )
 def test_the_named_point_lies_in_the_ranges(keys: dict[str, Any]) -> None:
     one = space(**keys)
@@ -314,6 +328,16 @@ def test_maps_are_at_most_the_resolution_after_the_stem_and_never_vanish(size: i
 def test_images_that_are_too_small_are_refused() -> None:
     with pytest.raises(SpaceError, match="at least 4x4 pixels, got 3x64"):
         space().build(space().random(0), (1, 3, 64), 10)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_batch_norm_is_an_option_of_the_space_and_stands_in_for_biases(batch_norm: bool) -> None:
+    one = space(batch_norm=batch_norm)
+    modules = list(one.build(one.random(0), (3, 224, 224), 10).modules())
+    convolutions = [module for module in modules if isinstance(module, nn.Conv2d)]
+    norms = [module.num_features for module in modules if isinstance(module, nn.BatchNorm2d)]
+    assert norms == ([module.out_channels for module in convolutions] if batch_norm else [])
+    assert all((module.bias is None) == batch_norm for module in convolutions)
 
 
 def test_more_cells_than_letters() -> None:

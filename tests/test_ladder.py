@@ -1,0 +1,83 @@
+"""A rung names all that a score at it depends on, so that scores of different trainings never meet (invariant 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nas.config import Config, Recipe, TowersConfig, make
+from nas.ladder import Rung, proxy_rung, retrain_rung
+
+OTHER_RECIPES: dict[str, Any] = {
+    "epochs": 2,
+    "images": 100,
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "learning_rate": 0.2,
+    "momentum": 0.8,
+    "weight_decay": 0.0,
+    "schedule": "cosine",
+    "warmup": 0.1,
+    "label_smoothing": 0.1,
+    "ema": 0.9,
+    "clip": 1.0,
+    "augment": ("flip",),
+    "precision": "bfloat16",
+}
+OTHER_TOWERS: dict[str, Any] = {"placement": "none", "kind": "googlenet", "weight": 0.2, "schedule": "linear"}
+
+
+def test_every_key_of_recipe_and_towers_makes_another_rung() -> None:
+    recipe, towers = Recipe(epochs=1), TowersConfig()
+    assert set(OTHER_RECIPES) == set(Recipe.model_fields)
+    assert set(OTHER_TOWERS) == set(TowersConfig.model_fields)
+    rungs = [Rung("proxy", recipe, towers), Rung("retrain", recipe, towers), Rung("proxy", recipe, towers, final=True)]
+    rungs += [Rung("proxy", recipe.model_copy(update={key: value}), towers) for key, value in OTHER_RECIPES.items()]
+    rungs += [Rung("proxy", recipe, towers.model_copy(update={key: value})) for key, value in OTHER_TOWERS.items()]
+    assert len({rung.key for rung in rungs}) == len(rungs)
+    assert Rung("proxy", Recipe(epochs=1), TowersConfig()).key == rungs[0].key
+
+
+def test_a_key_begins_with_the_name_that_people_read_and_fits_its_column() -> None:
+    key = proxy_rung(Config(), 1000).key
+    assert key.partition("-")[0] == "proxy"
+    assert len(key) <= 64
+
+
+def test_what_does_not_change_the_training_does_not_change_the_rung() -> None:
+    one = make({"data": {"name": "digits"}, "search": {"trials": 5}, "retrain": {"epochs": 9}})
+    assert proxy_rung(one, 1000) == proxy_rung(Config(), 1000)
+    another = make({"proxy": {"epochs": 9, "learning_rate": 0.5}, "retrain": {"seeds": 9, "references": False}})
+    assert retrain_rung(another, 1000).key == retrain_rung(Config(), 1000).key
+
+
+def test_the_proxy_is_judged_on_validation_and_retraining_on_test() -> None:
+    assert not proxy_rung(Config(), 1000).final
+    assert retrain_rung(Config(), 1000).final
+
+
+def test_rungs_are_resolved_and_chosen_epochs_are_kept() -> None:
+    config = make({"proxy": {"epochs": 7}, "retrain": {"epochs": 30}})
+    assert proxy_rung(config, 10).epochs == 7
+    assert retrain_rung(config, 10).epochs == 30
+    assert retrain_rung(config, 10, epochs=4).epochs == 4  # time is short
+    assert retrain_rung(Config(), 10, epochs=4).epochs == 4
+
+
+def test_unset_epochs_give_small_sets_more_passes() -> None:
+    for rung in (proxy_rung, retrain_rung):
+        epochs = [rung(Config(), images).epochs for images in (1, 100, 1000, 10_000, 60_000, 10**7)]
+        assert epochs == sorted(epochs, reverse=True)
+        assert epochs[-1] >= 1
+        assert epochs[0] > epochs[-1]
+    fewer = make({"proxy": {"images": 500}})
+    assert proxy_rung(fewer, 60_000).epochs == proxy_rung(Config(), 500).epochs  # what is trained on counts
+    assert proxy_rung(fewer, 60_000).recipe.images == 500
+
+
+@pytest.mark.parametrize("towers", [True, False])
+def test_retraining_keeps_the_towers_or_drops_all_of_them(towers: bool) -> None:
+    config = make({"towers": {"placement": [1], "weight": 0.5}, "retrain": {"towers": towers}})
+    assert proxy_rung(config, 100).towers == config.towers
+    assert retrain_rung(config, 100).towers.placement == ((1,) if towers else "none")

@@ -1,0 +1,162 @@
+"""The plan of the house: what starts without torch and Ray, how large a module may be, what is public."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nas
+import nas.errors
+from nas.config import Config, explained
+from nas.records import Measurement, Records, open_database
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "ray")
+LIGHT = (
+    "nas",
+    "nas.errors",
+    "nas.space",
+    "nas.config",
+    "nas.records",
+    "nas.ladder",
+    "nas.leaderboard",
+    "nas.lease",
+    "nas.study",
+    "nas.cli",
+    "search_spaces",
+)
+
+REPORT = f"print('LOADED', *[name for name in {HEAVY!r} if name in sys.modules], flush=True)"
+
+COMMAND = f"""
+import atexit, sys
+atexit.register(lambda: {REPORT})
+import runpy
+sys.argv = ["nas", *sys.argv[1:]]
+runpy.run_module("nas", run_name="__main__")
+"""
+
+
+def loaded(code: str, *arguments: str, rc: int = 0) -> tuple[list[str], str]:
+    """Which heavy packages a fresh process has loaded at its end, and what it printed before."""
+    command = [sys.executable, "-c", code, *arguments]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == rc, ran.stderr
+    output, _, last = ran.stdout.rpartition("LOADED")
+    return last.split(), output
+
+
+def test_the_watch_sees_torch() -> None:
+    """Else the next tests could not fail."""
+    assert loaded(f"import sys, torch; {REPORT}")[0] == ["torch"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_modules_without_networks_load_neither_torch_nor_ray(module: str) -> None:
+    assert loaded(f"import sys, {module}; {REPORT}")[0] == []
+
+
+def test_importing_them_and_the_sampler_together_loads_neither_torch_nor_ray() -> None:
+    code = "from nas.study import make_sampler; make_sampler('tpe', 0); make_sampler('nsga2', 0, 2)"
+    assert loaded(f"import sys; {code}; {REPORT}")[0] == []
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """An experiment with one measured candidate."""
+    config = Config(name="demo", results=tmp_path)
+    config.folder.mkdir()
+    (config.folder / "config.toml").write_text(explained(config), encoding="utf-8")
+    records = Records(open_database(config.database), "demo")
+    signals = {"val_loss": 0.25, "val_accuracy": 0.75, "params": 1000.0, "flops": 2000.0}
+    records.add(Measurement("{}", "a1b2c3d4e5f6", "proxy-0", 0, "done", signals, {"seconds": 1.0}), trial=0)
+    records.set_fact("proxy_rung", "proxy-0")
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["leaderboard", "--help"]], ids=str)
+def test_help_starts_neither_torch_nor_ray(arguments: list[str]) -> None:
+    names, output = loaded(COMMAND, *arguments)
+    assert names == []
+    assert len(output.splitlines()) > 5
+
+
+@pytest.mark.parametrize("arguments", [[], ["--format", "csv"], ["--sort", "params"], ["--pareto"]], ids=str)
+def test_the_leaderboard_starts_neither_torch_nor_ray(results: Path, arguments: list[str]) -> None:
+    names, output = loaded(COMMAND, "leaderboard", "demo", "--results", str(results), *arguments)
+    assert names == []
+    assert "trial 0" in output
+
+
+def test_bad_input_is_refused_before_torch_starts(results: Path) -> None:
+    assert loaded(COMMAND, "leaderboard", "nowhere", "--results", str(results), rc=2)[0] == []
+    assert loaded(COMMAND, "leaderboard", "demo", "--results", str(results), "--sort", "speed", rc=2)[0] == []
+    assert loaded(COMMAND, "config", "--set", "proxy.epochs=0", rc=2)[0] == []
+
+
+# --------------------------------------------------------------------------------------------------- shape
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines())
+        for package in ("nas", "search_spaces")
+        for file in (ROOT / package).rglob("*.py")
+    }
+    assert len(lengths) > 20
+    assert {file: length for file, length in lengths.items() if length > 400} == {}
+
+
+def test_the_public_names() -> None:
+    assert nas.__all__ == ["Experiment"]
+    with pytest.raises(AttributeError, match="no attribute 'Experimnet'"):
+        _ = nas.Experimnet
+    from nas.experiment import Experiment
+
+    assert nas.Experiment is Experiment
+
+
+# -------------------------------------------------------------------------------------------------- errors
+
+
+def drawn() -> dict[str, str | None]:
+    """Each error in the drawing of the docstring, with the one that it hangs on."""
+    path: list[tuple[int, str]] = []
+    parents: dict[str, str | None] = {}
+    for line in (nas.errors.__doc__ or "").splitlines():
+        match = re.match(r"^[ │├└─]+([A-Z]\w+)(?=\s|$)", line)
+        if match is None:
+            continue
+        column = match.start(1)
+        path = [(c, name) for c, name in path if c < column]
+        parents[match[1]] = path[-1][1] if path else None
+        path.append((column, match[1]))
+    return parents
+
+
+def test_every_error_is_in_the_tree_and_hangs_where_it_is_drawn() -> None:
+    defined = {
+        name: value
+        for name, value in vars(nas.errors).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
+    tree = drawn()
+    assert set(tree) == set(defined)
+    assert len(tree) > 8
+    assert tree["NasError"] is None
+    assert defined["NasError"].__bases__ == (Exception,)
+    for name, parent in tree.items():
+        if parent is not None:
+            assert defined[name].__bases__ == (defined[parent],)
+
+
+def test_no_other_module_defines_an_error() -> None:
+    for package in ("nas", "search_spaces"):
+        for file in (ROOT / package).rglob("*.py"):
+            if file.name != "errors.py":
+                text = file.read_text(encoding="utf-8")
+                assert re.findall(r"^ *class (\w+)\(\w*(?:Error|Exception)\w*\)", text, re.MULTILINE) == [], file

@@ -1,0 +1,143 @@
+"""Every command of the README does what it says: run here in small, in the order in which they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.strip()
+]
+
+SMALL = [
+    *("proxy.epochs=1", "proxy.images=300", "retrain.epochs=1", "retrain.images=300", "retrain.seeds=1"),
+    "retrain.references=false",
+]
+"""Settings added to each `nas run` and `nas search`."""
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(COMMANDS) > 20
+    assert {command.split()[0] for command in COMMANDS} <= {"nas", "pip", "scripts/quickstart", "scripts/test"}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray cluster with two declared GPUs, as the commands for GPUs and clusters expect to find one."""
+    ray = Path(sys.executable).with_name("ray")
+    start = [str(ray), "start", "--head", "--port=0", "--num-cpus=4", "--num-gpus=2", "--include-dashboard=false"]
+    subprocess.run(start, check=True, capture_output=True)
+    yield
+    subprocess.run([str(ray), "stop", "--force"], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
+    """A folder with what the README's reader has: photos, and the space of the example."""
+    cwd = tmp_path_factory.mktemp("readme")
+    generator = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (cwd / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(cwd / "photos" / name / f"{number}.png")
+    example = re.search(r"<!-- example space -->\n```python\n(.*?)```", README, re.S)
+    assert example
+    (cwd / "plain.py").write_text(example[1])
+    return cwd
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_one_after_the_other(
+    nas: Callable[..., Any], folder: Path, request: pytest.FixtureRequest
+) -> None:
+    for command in COMMANDS:
+        if not command.startswith("nas "):
+            continue  # set-up: tested below
+        if "DATA" in command:
+            command = command.replace("DATA", str(request.getfixturevalue("real_data")))
+        if re.match(r"nas (run|search) ", command):
+            command += " --trials 1" + "".join(f" --set {one}" for one in SMALL)
+            over_ray = "executor.gpus" in command or "executor.address" in command
+            command += f" --set executor.{'address=auto' if over_ray else 'kind=in-process'}"
+        elif re.match(r"nas retrain ", command):
+            command = command.replace("--seeds 5", "--seeds 2")
+        if ">" in command:
+            words = ["bash", "-c", command.replace("nas ", f"{sys.executable} -m nas ", 1)]
+            subprocess.run(words, cwd=folder, check=True)
+            continue
+        done = nas(*shlex.split(command)[1:], cwd=folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_library_example(tmp_path: Path) -> None:
+    [example] = [code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "nas.Experiment(" in code]
+    small = example.replace(
+        'data="digits")',
+        'data="digits", executor__kind="in-process", proxy__epochs=1, '
+        "retrain__epochs=1, retrain__seeds=1, retrain__references=False)",
+    )
+    small = small.replace("trials=30", "trials=2")
+    assert small.count("trials=2") == 1
+    assert "retrain__epochs=1" in small
+    done = subprocess.run([sys.executable, "-c", small], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "1 trial" in done.stdout
+    assert done.stdout.rstrip().endswith("export")
+
+
+@pytest.mark.slow
+def test_pip_install(tmp_path: Path) -> None:
+    """The wheel holds everything: `nas` runs from it alone."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "results", ".*_cache", "*.egg-info"))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site")]
+    subprocess.run([*pip, str(source)], check=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    code = "import nas, search_spaces; print(nas.__file__, search_spaces.__file__); import nas.cli as c; c.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "data", "list"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(str(tmp_path / "site")) == 2
+    assert "fashion-mnist" in done.stdout
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    """The script finds its .venv and passes on what it is given."""
+    if not (ROOT / ".venv" / "installed").is_file():
+        pytest.skip("not set up by the scripts")
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "quickstart"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "Search, retrain the winner, export it." in done.stdout
+
+
+def test_the_layout_in_the_readme_is_the_layout() -> None:
+    block = re.search(r"```text\nsearch_spaces/\n(.*?)```", README, re.S)
+    assert block
+    named = set(re.findall(r"^  ([\w/.]+)", block[1], re.M))
+    there = {
+        path.name if path.is_file() else f"{path.name}/"
+        for package in ("nas", "search_spaces")
+        for path in (ROOT / package).iterdir()
+        if (path.suffix == ".py" or (path / "__init__.py").is_file()) and path.name != "__main__.py"
+    }
+    assert named == there

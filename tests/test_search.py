@@ -1,0 +1,640 @@
+"""The loop: what it measures and what it never measures twice, when it ends, and that it may be killed anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sql
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor, nn
+
+from nas import search as looping
+from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
+from nas.data import load
+from nas.errors import LeaseLost, SearchError
+from nas.executor import Executor, InProcess
+from nas.ladder import Rung
+from nas.proxy import Job, Outcome, Setting, SpaceSpec
+from nas.records import Entry, Measurement, Records, open_database
+from nas.search import Budget, Candidates, Event, Progress, Search
+from nas.space import Architecture, SearchSpace
+from nas.study import CAUSE, Study
+
+RUNG = Rung("proxy", Recipe(epochs=1, augment=()), TowersConfig(placement="none"))
+SHAPE = (1, 4, 4)
+STUDY = "experiment"
+
+
+# ----------------------------------------------------------------------------- a space and an executor to watch
+
+
+class Dial(Architecture):
+    width: int
+    turn: int
+
+
+class Net(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width == 13:
+            raise ValueError("no network is 13 wide")
+        self.first, self.last = nn.Linear(16, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x.flatten(1)))
+
+
+class Dials(SearchSpace):
+    """`widths` times three architectures, each of which two proposals lead to. 20 parameters a width, and 3."""
+
+    architecture_type = Dial
+
+    def __init__(self, widths: int = 100, counted: bool = True, named: Mapping[str, tuple[int, int]] | None = None):
+        super().__init__()
+        self.widths, self.counted = widths, counted
+        self._named = {name: {"width": width, "turn": turn} for name, (width, turn) in (named or {}).items()}
+
+    def suggest(self, trial: Any) -> Dial:
+        return Dial(width=trial.suggest_int("width", 1, self.widths), turn=trial.suggest_int("turn", 0, 5) // 2)
+
+    def build(self, architecture: Any, input_shape: Any, num_classes: int) -> nn.Module:
+        return Net(architecture.width)
+
+    def size(self) -> int | None:
+        return 3 * self.widths if self.counted else None
+
+    def named(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._named
+
+
+def loss(key: str) -> float:
+    """A made-up score of an architecture."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:6], 16) / 16**6
+
+
+def measured(job: Job) -> Outcome:
+    """What a worker would make of a job, at once."""
+    width = Dial.from_json(job.architecture).width
+    signals = {"params": 20.0 * width + 3, "flops": 38.0 * width, "val_loss": loss(job.key)}
+    signals["val_accuracy"] = 1 - signals["val_loss"]
+    return Outcome(job, job.measurement("done", signals, {"seconds": 0.01, "images": 10.0}, ()), None)
+
+
+@dataclass
+class Instant(Executor):
+    """Answers at once, the job that came last first; keeps a list of what it was given."""
+
+    slots: int = 1
+    answer: Callable[[Job], Outcome] = measured
+    given: list[Job] = field(default_factory=list)
+    dies_at: int | None = None
+    _queue: deque[Job] = field(default_factory=deque)
+    _answers: int = 0
+
+    @property
+    def running(self) -> int:
+        return len(self._queue)
+
+    def use(self, setting: Setting) -> None:
+        raise NotImplementedError
+
+    def submit(self, job: Job) -> None:
+        assert self.free > 0 or self._answers == 0, "more than there are slots, other than at a resume"
+        self.given.append(job)
+        self._queue.append(job)
+
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
+        self._answers += 1
+        if self._answers == self.dies_at:
+            raise Killed
+        return [self.answer(self._queue.pop())]
+
+    def close(self) -> None:
+        self._queue.clear()
+
+
+class Killed(Exception):
+    """Stands for the death of the driver."""
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A database with all tables and nothing in them, which takes a while to make."""
+    file = tmp_path_factory.mktemp("empty") / "study.db"
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    storage.remove_session()
+    storage.engine.dispose()
+    engine = open_database(f"sqlite:///{file}")
+    Records(engine, STUDY)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    engine.dispose()
+    return file.read_bytes()
+
+
+class Bed:
+    """An experiment's database, and drivers that start on it."""
+
+    def __init__(self, file: Path, content: bytes) -> None:
+        self.file = file
+        self.url = f"sqlite:///{file}"
+        self.events: list[Event] = []
+        file.write_bytes(content)
+
+    def drive(
+        self,
+        executor: Executor,
+        space: SearchSpace | None = None,
+        trials: int | None = 8,
+        sampler: str = "random",
+        seconds: float | None = None,
+        max_flops: int | None = None,
+        check: Callable[[], None] = lambda: None,
+        **limits: Any,
+    ) -> Progress:
+        """A new driver, as after a restart."""
+        engine = open_database(self.url)
+        config = SearchConfig.model_validate(limits)
+        study = None
+        try:
+            records = Records(engine, STUDY)
+            study = Study(self.url, STUDY, config.objectives, sampler, 0)
+            candidates = Candidates(space or Dials(), SHAPE, 3, config, max_flops)
+            budget = Budget(records, seconds)
+            listen = self.events.append
+            return Search(candidates, RUNG, 0, study, records, executor, budget, listen, check).run(trials)
+        finally:
+            engine.dispose()
+            if study is not None:
+                study._study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+
+    def records(self) -> Records:
+        return Records(sql.create_engine(self.url, poolclass=sql.NullPool), STUDY)
+
+    def entries(self) -> list[Entry]:
+        return self.records().all()
+
+    def trials(self) -> list[FrozenTrial]:
+        return optuna.load_study(study_name=STUDY, storage=self.url).get_trials()
+
+    def keys(self) -> list[str]:
+        """Of each trial, its architecture."""
+        return [Dial.from_json(trial.user_attrs["architecture"]).key for trial in self.trials()]
+
+    def states(self) -> Counter[str]:
+        return Counter(trial.state.name for trial in self.trials())
+
+
+@pytest.fixture
+def bed(tmp_path: Path, empty: bytes) -> Bed:
+    return Bed(tmp_path / "study.db", empty)
+
+
+@pytest.fixture
+def beds(tmp_path: Path, empty: bytes) -> Callable[[], Bed]:
+    numbers = iter(range(1000))
+    return lambda: Bed(tmp_path / f"study{next(numbers)}.db", empty)
+
+
+# --------------------------------------------------------------------------------------------- duplicates
+
+
+def test_no_architecture_is_measured_twice_and_duplicates_are_told_the_known_value(bed: Bed) -> None:
+    executor = Instant()
+    progress = bed.drive(executor, Dials(widths=4), trials=10)
+    assert Counter(job.key for job in executor.given).most_common(1)[0][1] == 1
+    assert len(executor.given) == len(bed.entries()) == progress.done == 10
+    keys = bed.keys()
+    assert len(keys) > 10  # there were duplicates
+    assert [trial.values for trial in bed.trials()] == [[loss(key)] for key in keys]
+    assert [entry.trial for entry in bed.entries()] == sorted({keys.index(key) for key in keys})  # the first counts
+
+
+def test_a_duplicate_of_a_running_candidate_waits_for_it(bed: Bed) -> None:
+    space = Dials(named={"one": (5, 2), "the same": (5, 3), "another": (6, 0)})
+    executor = Instant(slots=2)
+    bed.drive(executor, space, trials=2)
+    first, same, another = bed.trials()
+    assert len(executor.given) == 2
+    assert first.values == same.values == [loss(space.point(space.named()["one"]).key)]
+    assert another.values != first.values
+    assert [entry.trial for entry in bed.entries()] == [0, 2]
+
+
+def test_after_many_duplicates_in_a_row_one_proposal_is_drawn_at_random(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looping, "PROPOSALS_WITHOUT_CANDIDATE", 50)
+    explored: list[bool] = []
+    ask = Study.ask
+
+    def watched(study: Study, space: SearchSpace, explore: bool = False) -> Any:
+        explored.append(explore)
+        return ask(study, space, explore)
+
+    monkeypatch.setattr(Study, "ask", watched)
+    bed.drive(Instant(), Dials(widths=1, counted=False), trials=None)
+    assert [number for number, explore in enumerate(reversed(explored)) if explore] == [9, 29]  # the 40th and 20th
+
+
+# ----------------------------------------------------------------------------------------------- the end
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_small_space_is_measured_whole_and_then_the_search_ends(bed: Bed, sampler: str) -> None:
+    executor = Instant(slots=2)
+    progress = bed.drive(executor, Dials(widths=3), trials=None, sampler=sampler)
+    assert len({job.key for job in executor.given}) == len(executor.given) == progress.done == 9
+    bed.drive(executor, Dials(widths=3), trials=100, sampler=sampler)
+    assert len(executor.given) == 9
+    assert "RUNNING" not in bed.states()
+
+
+def test_infeasible_architectures_count_as_seen_in_a_small_space(bed: Bed) -> None:
+    executor = Instant()
+    progress = bed.drive(executor, Dials(widths=3), trials=None, max_params=45)
+    assert (progress.done, progress.infeasible) == (6, 3)
+    assert {Dial.from_json(job.architecture).width for job in executor.given} == {1, 2}
+
+
+def test_a_space_of_unknown_size_ends_when_proposals_bring_nothing_new(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looping, "PROPOSALS_WITHOUT_CANDIDATE", 30)
+    progress = bed.drive(Instant(), Dials(widths=1, counted=False), trials=None)
+    assert progress.done == 3
+    assert len(bed.trials()) >= 33
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_there_are_as_many_candidates_as_asked_for_and_more_may_be_asked_for(bed: Bed, slots: int) -> None:
+    executor = Instant(slots)
+    assert bed.drive(executor, trials=5).done == 5
+    assert bed.drive(executor, trials=5).done == 5
+    assert len(executor.given) == len(bed.entries()) == 5
+    assert bed.drive(executor, trials=7).done == 7
+    assert bed.drive(executor, trials=3).done == 7
+    assert len(executor.given) == len(bed.entries()) == 7
+
+
+def test_a_time_budget_is_spent_over_all_runs(bed: Bed) -> None:
+    def slow(job: Job) -> Outcome:
+        time.sleep(0.1)
+        return measured(job)
+
+    executor = Instant(2, slow)
+    progress = bed.drive(executor, trials=None, seconds=0.7)
+    first = progress.done
+    assert 2 <= first <= 8
+    assert progress.seconds_left == 0
+    assert bed.records().fact("spent") >= 0.7
+    assert "RUNNING" not in bed.states()  # what has begun is finished and told
+    assert bed.drive(executor, trials=None, seconds=0.7).done == first  # nothing left
+    assert bed.drive(executor, trials=None, seconds=1.5).done > first
+    assert bed.drive(executor, trials=first, seconds=1000).done > first
+
+
+def test_a_share_of_the_budget_ends_the_search_earlier(bed: Bed) -> None:
+    records = bed.records()
+    records.set_fact("spent", 50.0)
+    budget = Budget(records, 100.0)
+    assert budget.left(0.4) == 0
+    assert budget.left() == pytest.approx(50, abs=5)
+    assert Budget(records, None).left() is None
+    budget.save()
+    assert 50 < records.fact("spent") < 60
+
+
+# -------------------------------------------------------------------------------------- durable, then told
+
+
+def test_a_measurement_is_durable_before_its_trial_is_told(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def watched(name: str) -> None:
+        original = getattr(Study, name)
+
+        def tell(study: Study, number: int, what: Any) -> None:
+            with sqlite3.connect(bed.file) as other:  # as another process sees it
+                told.append(other.execute("SELECT count(*) FROM nas_measurements").fetchone()[0])
+            original(study, number, what)
+
+        monkeypatch.setattr(Study, name, tell)
+
+    watched("tell")
+    watched("tell_failed")
+    bed.drive(Instant(answer=lambda job: measured(job) if loss(job.key) < 0.7 else job.failed("it broke")), trials=6)
+    assert told == [1, 2, 3, 4, 5, 6]
+    assert {"COMPLETE", "FAIL"} == set(bed.states())
+
+
+def test_a_driver_that_lost_its_lease_writes_nothing_more(bed: Bed) -> None:
+    answers = iter([None, None, LeaseLost("another driver took over")])
+
+    def check() -> None:
+        if error := next(answers):
+            raise error
+
+    with pytest.raises(LeaseLost):
+        bed.drive(Instant(), check=check)
+    assert len(bed.entries()) == 2
+    assert bed.states() == {"COMPLETE": 2, "RUNNING": 1}
+
+
+# ------------------------------------------------------------------------------------ failures and limits
+
+
+def test_failures_are_written_down_and_do_not_end_the_search(bed: Bed) -> None:
+    def answer(job: Job) -> Outcome:
+        return job.failed(f"{job.key} broke") if loss(job.key) < 0.5 else measured(job)
+
+    progress = bed.drive(Instant(answer=answer), trials=10)
+    assert progress.done + progress.failed == 10
+    assert progress.failed > 0
+    assert progress.best is not None
+    assert progress.best >= 0.5
+    for trial, key in zip(bed.trials(), bed.keys(), strict=True):
+        assert trial.state == (TrialState.FAIL if loss(key) < 0.5 else TrialState.COMPLETE)
+        assert trial.user_attrs.get(CAUSE) == (f"{key} broke" if loss(key) < 0.5 else None)
+    causes = {e.measurement.cause for e in bed.entries() if e.measurement.status == "failed"}
+    assert len(causes) == progress.failed
+
+
+def test_a_network_that_cannot_even_be_built_is_left_to_the_worker(bed: Bed) -> None:
+    executor = Instant(
+        answer=lambda job: job.failed("no network is 13 wide") if '"width":13' in job.architecture else measured(job)
+    )
+    progress = bed.drive(executor, Dials(named={"impossible": (13, 0)}), trials=3)
+    assert (progress.done, progress.failed) == (2, 1)
+    assert bed.trials()[0].user_attrs[CAUSE] == "no network is 13 wide"
+
+
+@pytest.mark.parametrize("limits", [{"max_params": 1003}, {"max_flops": 38 * 50 + 37}])
+def test_what_is_beyond_the_limits_is_told_so_and_never_trained(bed: Bed, limits: dict[str, int]) -> None:
+    executor = Instant()
+    progress = bed.drive(executor, trials=8, **limits)
+    widths = [Dial.from_json(trial.user_attrs["architecture"]).width for trial in bed.trials()]
+    assert {trial.number for trial in bed.trials() if trial.state == TrialState.PRUNED} == {
+        number for number, width in enumerate(widths) if width > 50
+    }
+    assert bed.states()["COMPLETE"] == progress.done == 8
+    assert progress.infeasible == bed.states()["PRUNED"] > 0
+    assert all(Dial.from_json(job.architecture).width <= 50 for job in executor.given)
+    for trial, width in zip(bed.trials(), widths, strict=True):
+        (name, limit) = next(iter(limits.items()))
+        cost = 20 * width + 3 if name == "max_params" else 96 * width  # not what the made-up signals say
+        assert set(trial.constraints) == {name.removeprefix("max_")}
+        if name == "max_params":
+            assert trial.constraints["params"] == pytest.approx(cost / limit - 1)
+        assert (trial.constraints[name.removeprefix("max_")] > 0) is (width > 50)
+        assert ("over the limit" in trial.user_attrs.get(CAUSE, "")) is (width > 50)
+
+
+def test_a_limit_that_the_time_sets_holds_too(bed: Bed) -> None:
+    executor = Instant()
+    bed.drive(executor, max_flops=38 * 50 + 37)
+    bed.drive(executor, trials=12)
+    assert max(Dial.from_json(job.architecture).width for job in executor.given[:8]) <= 50
+
+
+def test_over_the_latency_limit_is_infeasible_once_measured(bed: Bed) -> None:
+    def answer(job: Job) -> Outcome:
+        outcome = measured(job)
+        signals = {**outcome.measurement.signals, "latency_ms": 10 * loss(job.key)}
+        if signals["latency_ms"] > 5:
+            return job.failed(
+                "latency_ms is over the limit", "infeasible", {"params": 1.0, "latency_ms": signals["latency_ms"]}
+            )
+        return Outcome(job, job.measurement("done", signals, outcome.measurement.cost, ()), None)
+
+    progress = bed.drive(Instant(answer=answer), max_latency=5.0, trials=10)
+    assert progress.done + progress.infeasible == 10
+    assert progress.infeasible > 0
+    for trial, key in zip(bed.trials(), bed.keys(), strict=True):
+        assert trial.constraints["latency_ms"] == pytest.approx(2 * loss(key) - 1)
+        assert trial.state == (TrialState.PRUNED if loss(key) > 0.5 else TrialState.COMPLETE)
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "nsga2"])
+def test_every_completed_trial_has_the_same_constraints_which_gp_insists_on(bed: Bed, sampler: str) -> None:
+    space = Dials(named={"one": (5, 2), "the same": (5, 3)})
+    bed.drive(Instant(), space, trials=11, sampler=sampler, max_params=1003)
+    names = [set(trial.constraints) for trial in bed.trials() if trial.state == TrialState.COMPLETE]
+    assert len(names) >= 12  # with a duplicate among them
+    assert all(one == {"params"} for one in names)
+
+
+@pytest.mark.parametrize(
+    ("limits", "answer", "message"),
+    [
+        ({"max_params": 1}, measured, r"none of 9 proposals was within the limits; raise search.max_\*"),
+        ({}, lambda job: job.failed("it broke"), "no candidate could be measured; the first failed with: it broke"),
+        (
+            {"max_latency": 1},
+            lambda job: job.failed("latency_ms is over the limit", "infeasible", {"latency_ms": 3.0}),
+            r"none of 9 proposals was within the limits; raise search.max_\*",
+        ),
+        ({"seconds": 1e-9}, measured, "no candidate was measured in the time given"),
+    ],
+)
+def test_a_search_without_a_single_candidate_says_why(
+    bed: Bed, limits: dict[str, Any], answer: Callable[[Job], Outcome], message: str
+) -> None:
+    with pytest.raises(SearchError, match=f"^{message}$"):
+        bed.drive(Instant(answer=answer), Dials(widths=3), trials=None, **limits)
+    assert "RUNNING" not in bed.states()
+
+
+# ------------------------------------------------------------------------------------ warm start, references
+
+
+NAMED = {"small": (3, 0), "large": (90, 4), "middle": (40, 2)}
+
+
+@pytest.mark.parametrize(("chosen", "widths"), [(None, [3, 90, 40]), (("middle", "small"), [40, 3]), ((), [])])
+def test_warm_start_points_come_first(bed: Bed, chosen: tuple[str, ...] | None, widths: list[int]) -> None:
+    executor = Instant()
+    bed.drive(executor, Dials(named=NAMED), trials=5, sampler="tpe", warm_start=chosen)
+    bed.drive(executor, Dials(named=NAMED), trials=8, sampler="tpe", warm_start=chosen)
+    first = [Dial.from_json(job.architecture).width for job in executor.given]
+    assert first[: len(widths)] == widths
+    assert not widths or all(first.count(width) == 1 for width in widths)
+    assert len(executor.given) == 8
+
+
+def test_what_was_measured_as_a_reference_becomes_a_candidate_without_training(bed: Bed) -> None:
+    space = Dials(named=NAMED)
+    reference = space.point(space.named()["large"])
+    bed.records().add(measured(Job.of(reference, RUNG, 0)).measurement)
+    executor = Instant()
+    assert bed.drive(executor, space, trials=4).done == 4
+    assert reference.key not in {job.key for job in executor.given}
+    assert len(executor.given) == 3
+    assert {e.measurement.key: e.trial for e in bed.entries()}[reference.key] == 1
+    assert bed.trials()[1].values == [loss(reference.key)]
+
+
+def test_measurements_of_another_rung_or_seed_are_never_taken_for_this_one(bed: Bed) -> None:
+    """Rungs are never mixed, nor in what the sampler learns from."""
+    space = Dials(named=NAMED)
+    for rung, seed in ((Rung("proxy", Recipe(epochs=2), RUNG.towers), 0), (RUNG, 1)):
+        other = measured(Job.of(space.point(space.named()["small"]), rung, seed)).measurement
+        bed.records().add(Measurement(**{**vars(other), "signals": {"val_loss": -1.0}}), 0)
+    executor = Instant()
+    progress = bed.drive(executor, space, trials=3)
+    assert progress.done == len(executor.given) == 3
+    assert progress.best is not None
+    assert progress.best >= 0
+    assert min(trial.values[0] for trial in bed.trials()) >= 0
+
+
+# ------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize(("sampler", "slots"), [("random", 1), ("random", 3), ("tpe", 1)])
+def test_a_search_killed_at_any_outcome_goes_on_as_if_nothing_had_happened(
+    beds: Callable[[], Bed], sampler: str, slots: int
+) -> None:
+    trials = 6 if sampler == "random" else 12  # tpe begins after ten
+    settings: dict[str, Any] = {"sampler": sampler, "trials": trials, "max_params": 1603}
+    space = Dials(named={"large": (90, 4), "middle": (40, 2)})
+    whole = beds()
+    whole.drive(Instant(slots), space, **settings)
+    for k in range(1, 7) if sampler == "random" else (2, 11, 12):
+        bed = beds()
+        killed, after = Instant(slots, dies_at=k), Instant(slots)
+        with pytest.raises(Killed):
+            bed.drive(killed, space, **settings)
+        assert len(bed.entries()) == k - 1
+        done = {entry.measurement.key for entry in bed.entries()}
+        progress = bed.drive(after, space, **settings)
+        assert progress.done == trials
+        assert not done & {job.key for job in after.given}  # what is written down is not measured again
+        assert len(after.given) == trials - (k - 1)
+        assert {e.measurement.key for e in bed.entries()} == {e.measurement.key for e in whole.entries()}
+        assert set(bed.keys()) == set(whole.keys())
+        assert "RUNNING" not in bed.states()
+        if slots == 1:
+            assert bed.keys() == whole.keys()
+            assert [t.values for t in bed.trials()] == [t.values for t in whole.trials()]
+
+
+@contextmanager
+def death_before_commit(number: int) -> Iterator[None]:
+    """The driver dies before the database's so-manieth commit; what was committed stays."""
+    commits = 0
+
+    def count(_: sql.Connection) -> None:
+        nonlocal commits
+        commits += 1
+        if commits == number:
+            raise Killed
+
+    sql.event.listen(sql.Engine, "commit", count)
+    try:
+        yield
+    finally:
+        sql.event.remove(sql.Engine, "commit", count)
+
+
+@pytest.mark.slow
+def test_a_search_killed_before_any_commit_loses_nothing_and_counts_nothing_twice(beds: Callable[[], Bed]) -> None:
+    """Six architectures, of which three are over the limit and one fails, with duplicates and a warm start."""
+
+    def answer(job: Job) -> Outcome:
+        return job.failed("it broke") if job.architecture == '{"turn":1,"width":1}' else measured(job)
+
+    space = Dials(widths=2, named={"best": (1, 0), "same": (1, 1)})
+    settings: dict[str, Any] = {"trials": None, "max_params": 25}
+    whole = beds()
+    progress = whole.drive(Instant(2, answer), space, **settings)
+    assert (progress.done, progress.failed, progress.infeasible) == (2, 1, 3)
+    expected = {e.measurement.key: e.measurement for e in whole.entries()}
+
+    number = 0
+    while True:
+        number += 17 if number > 40 else 3  # a trial takes about 14
+        bed = beds()
+        killed, after = Instant(2, answer), Instant(2, answer)
+        try:
+            with death_before_commit(number):
+                bed.drive(killed, space, **settings)
+        except Killed:
+            pass
+        else:
+            break
+        written = {e.measurement.key for e in bed.entries()}
+        bed.drive(after, space, **settings)
+        assert {e.measurement.key: e.measurement for e in bed.entries()} == expected
+        assert not written & {job.key for job in after.given}, number
+        assert len({job.key for job in after.given}) == len(after.given), number
+        for trial in bed.trials():
+            assert trial.state.is_finished(), number
+            if trial.state == TrialState.COMPLETE:
+                key = Dial.from_json(trial.user_attrs["architecture"]).key
+                assert trial.values == [expected[key].signals["val_loss"]]
+    assert number > 60, "the search made fewer commits than there are places to die"
+
+
+# ----------------------------------------------------------------------------------------- what one sees
+
+
+def test_each_measurement_is_told_to_the_listener_with_where_the_work_stands(bed: Bed) -> None:
+    bed.drive(Instant(answer=lambda job: measured(job) if loss(job.key) < 0.8 else job.failed("it broke")), trials=6)
+    measurements = [event.measurement for event in bed.events]
+    assert measurements == [entry.measurement for entry in bed.entries()]
+    assert [event.name for event in bed.events] == [f"trial {entry.trial}" for entry in bed.entries()]
+    losses: list[float] = []
+    for number, event in enumerate(bed.events, 1):
+        assert event.measurement is not None
+        losses += [event.measurement.signals["val_loss"]] if event.measurement.status == "done" else []
+        assert (event.progress.done, event.progress.failed) == (len(losses), number - len(losses))
+        assert event.progress.best == min(losses, default=None)
+        assert (event.progress.stage, event.progress.total) == ("search", 6)
+
+
+def test_accuracy_is_maximised(bed: Bed) -> None:
+    progress = bed.drive(Instant(), objectives=("accuracy", "params"), sampler="nsga2", trials=6)
+    assert progress.best == max(entry.measurement.signals["val_accuracy"] for entry in bed.entries())
+    study = optuna.load_study(study_name=STUDY, storage=bed.url)
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    for trial, key in zip(study.trials, bed.keys(), strict=True):
+        assert trial.values == [1 - loss(key), 20 * trial.params["width"] + 3]
+
+
+def test_real_candidates_of_a_real_space_on_real_data(bed: Bed) -> None:
+    data = load(DataConfig()).without_test()
+    spec = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    limits = SearchConfig(max_params=20_000)
+    try:
+        with InProcess(ExecutorConfig()) as executor:
+            executor.use(Setting(spec, data, limits))
+            engine = open_database(bed.url)
+            records = Records(engine, STUDY)
+            candidates = Candidates(spec.load(), data.input_shape, 10, limits)
+            study = Study(bed.url, STUDY, limits.objectives, "tpe", 0)
+            rung = Rung("proxy", Recipe(epochs=1, augment=()), TowersConfig())
+            arguments = (candidates, rung, 0, study, records, executor, Budget(records, None), bed.events.append)
+            progress = Search(*arguments).run(trials=3)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_flush_denormal(False)
+    assert progress.done == 3
+    assert progress.best == min(e.measurement.signals["val_loss"] for e in bed.entries())
+    for entry in bed.entries():
+        assert entry.measurement.signals["params"] <= 20_000
+        counted, _ = candidates.excess(spec.load().architecture_type.from_json(entry.measurement.architecture))
+        assert counted["params"] == entry.measurement.signals["params"] / 20_000 - 1
