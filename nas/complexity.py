@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.config import SearchConfig
+from nas.errors import NasError
 from nas.space import SearchSpace, Shape
 
 
@@ -29,7 +30,9 @@ def complexity(space: SearchSpace, architecture: object, input_shape: Shape, num
         with torch.device("meta"):
             network = space.build(architecture, input_shape, num_classes)
             return count(network, input_shape)
-    except (NotImplementedError, RuntimeError):
+    except NasError:
+        raise
+    except Exception:  # a third-party network may raise anything on the meta device
         with torch.random.fork_rng(devices=[]):
             return count(space.build(architecture, input_shape, num_classes), input_shape)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -213,7 +213,7 @@ class Config(Section):
     export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
-    def _several_objectives_need_a_sampler(self) -> Self:
+    def _first_objective_ranks(self) -> Self:
         chosen = self.search.objectives
         if len(set(chosen)) < len(chosen):
             raise ValueError(f"search.objectives names one twice: {', '.join(chosen)}")
@@ -271,6 +271,13 @@ def read(path: Path | None, assignments: Iterable[str] = (), **sections: Any) ->
         if value is not None:
             assign(table, key.replace("__", "."), value)
     return make(table)
+
+
+def resume(path: Path | None, assignments: Sequence[str] = (), **sections: Any) -> Config:
+    """As `read`; but without a file, an experiment of that name that has begun goes on with its own config."""
+    config = read(path, assignments, **sections)
+    own = config.folder / "config.toml"
+    return read(own, assignments, **sections) if path is None and own.is_file() else config
 
 
 def assign(table: dict[str, Any], dotted: str, value: Any) -> None:

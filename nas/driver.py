@@ -6,29 +6,42 @@ Everything a person gave is checked before anything is written; then the lease i
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from nas import auxiliary, executor, ladder
 from nas import config as configuration
-from nas.config import Config, ExecutorConfig
+from nas.config import Config, ExecutorConfig, Recipe
 from nas.data import Data, load
 from nas.errors import ConfigError, ExperimentError, InputError, SpaceError
 from nas.executor import Executor
 from nas.ladder import Rung
 from nas.lease import Lease
+from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Setting, SpaceSpec
 from nas.records import Records, existing_records, open_database
-from nas.search import Budget, Candidates, Event, Listener, Progress
+from nas.search import Candidates
 from nas.space import SearchSpace
 from nas.study import Study
 
-MEANING = ("seed", "space", "data", "towers", "proxy", "search.objectives")
-"""Keys that say what a score means: an experiment that has begun refuses a change to them."""
+MEANING = (
+    "seed",
+    "space",
+    "data",
+    "towers",
+    "proxy",
+    "search.objectives",
+    "search.max_params",
+    "search.max_flops",
+    "search.max_latency",
+)
+"""Keys that say what a score means and what a candidate is: an experiment that has begun refuses a change to them."""
 
 FREE = ("data.dir",)
 """Keys below those that say only where things are."""
@@ -67,8 +80,7 @@ class Driver:
 
     def say(self, text: str) -> None:
         """Tell the listener a line."""
-        progress = Progress("", 0, 0, 0, self.executor.running, None, None, self.budget.left())
-        self.listen(Event(progress, text=text))
+        self.listen(Event(Progress("", seconds_left=self.budget.left()), text=text))
 
     @property
     def retrain_images(self) -> int:
@@ -90,7 +102,7 @@ class Driver:
 
     def _give(self, what: str, data: Data) -> None:
         if what != self._workers_have:
-            self.executor.use(Setting(self.spec, data, self.config.search, self.config.executor.threads))
+            self.executor.use(Setting(self.spec, data, self.config.search))
             self._workers_have = what
 
 
@@ -106,25 +118,21 @@ def driving(config: Config, listen: Listener, workers: bool = True) -> Iterator[
     spec = SpaceSpec.of(config.space.name, config.space.settings)
     space = spec.load()
     existing_records(config.database, config.experiment)  # is there such a storage?
-    with ThreadPoolExecutor(1) as background:
-        loading = background.submit(load, config.data, progress=True)  # while Ray starts, which takes seconds
-        if wait([loading], timeout=0.2).done:
-            loading.result()  # a wrong name shows at once
-        pool = executor.start(config.executor if workers else ExecutorConfig(kind="in-process"))
-    with pool:
+    loading = _in_background(lambda: load(config.data, progress=sys.stderr.isatty()))  # Ray takes seconds to start
+    if wait([loading], timeout=0.2).done:
+        loading.result()  # a wrong name shows at once
+    with executor.start(config.executor if workers else ExecutorConfig(kind="in-process")) as pool:
         data = loading.result()
         check_usable(config, space, data)
-        now = meaning(config, space, data, spec.source)
+        suited = _suited(config, data, pool.on_gpu)
+        now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)
-        suited = _suited(config, data)
         proxy = ladder.proxy_rung(suited, len(data.train))
-        config.folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(config, space)
         engine = open_database(config.database)
         with Lease(engine, config.experiment) as lease:
             records = Records(engine, config.experiment)
-            (config.folder / "config.toml").write_text(
-                configuration.explained(config, space.settings), encoding="utf-8"
-            )
+            refuse_changes(config, now)  # again: nobody else can begin it now
             records.set_fact("meaning", now)
             records.set_fact("proxy_rung", proxy.key)
             records.set_fact("image", [*data.input_shape, len(data.classes)])
@@ -134,7 +142,34 @@ def driving(config: Config, listen: Listener, workers: bool = True) -> Iterator[
             try:
                 yield Driver(suited, spec, space, data, records, study, pool, proxy, budget, listen, lease.check)
             finally:
+                lease.check()
                 budget.save()
+
+
+def _in_background(call: Callable[[], Data]) -> Future[Data]:
+    """The call's result in time; in a daemon thread, so that Ctrl-C does not wait for a download."""
+    future: Future[Data] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
+
+
+def _make_folder(config: Config, space: SearchSpace) -> None:
+    """The experiment's folder with its resolved config."""
+    file = config.folder / "config.toml"
+    try:
+        config.folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(configuration.explained(config, space.settings), encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise ExperimentError(f"cannot write to {str(config.folder)!r}: {error.strerror}") from None
 
 
 def check_usable(config: Config, space: SearchSpace, data: Data) -> None:
@@ -189,11 +224,13 @@ def refuse_changes(config: Config, now: dict[str, Any]) -> None:
         )
 
 
-def _suited(config: Config, data: Data) -> Config:
-    """The config with the augmentations that suit the data, where none are chosen."""
-    suits = {"augment": data.augmentations}
-    changes = {
-        key: recipe if recipe.augment is not None else recipe.model_copy(update=suits)
-        for key, recipe in (("proxy", config.proxy), ("retrain", config.retrain))
-    }
-    return config.model_copy(update=changes)
+def _suited(config: Config, data: Data, on_gpu: bool) -> Config:
+    """The config with what is left open decided: augmentations by the data, precision by the device."""
+
+    def decided(recipe: Recipe) -> Recipe:
+        augment = data.augmentations if recipe.augment is None else recipe.augment
+        automatic = "bfloat16" if on_gpu else "float32"
+        precision = automatic if recipe.precision == "auto" else recipe.precision
+        return recipe.model_copy(update={"augment": augment, "precision": precision})
+
+    return config.model_copy(update={"proxy": decided(config.proxy), "retrain": decided(config.retrain)})

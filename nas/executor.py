@@ -6,21 +6,28 @@ outcome always comes back for a submitted job; where a worker died twice on it, 
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from nas.config import ExecutorConfig
 from nas.errors import ConfigError, JobError
-from nas.proxy import Bench, Job, Outcome, Setting
+from nas.proxy import Bench, Job, Outcome, Setting, tune_process
 
 ATTEMPTS = 2
-"""How often a job is tried when workers die on it."""
+"""How often a job is tried when workers die on it, and Ray when it does not start."""
+
+START = 120.0
+"""Seconds in which a worker must have started where none is running."""
 
 ANSWER = 5.0
 """Seconds in which a cluster must answer."""
@@ -31,6 +38,9 @@ class Executor(ABC):
 
     slots: int
     """How many jobs run at once."""
+
+    on_gpu: bool
+    """Whether jobs run on GPUs."""
 
     @property
     @abstractmethod
@@ -82,6 +92,9 @@ class InProcess(Executor):
 
     def __init__(self, config: ExecutorConfig) -> None:
         self._config = config
+        self._device = _device(config.device == "auto")
+        self.on_gpu = self._device.type == "cuda"
+        self._put_back = tune_process(config.threads)
         self._bench: Bench | None = None
         self._queue: deque[Job] = deque()
 
@@ -90,7 +103,7 @@ class InProcess(Executor):
         return len(self._queue)
 
     def use(self, setting: Setting) -> None:
-        self._bench = Bench(setting, _device(self._config.device == "auto"))
+        self._bench = Bench(setting, self._device)
 
     def submit(self, job: Job) -> None:
         self._queue.append(job)
@@ -105,20 +118,21 @@ class InProcess(Executor):
 
     def close(self) -> None:
         self._queue.clear()
+        self._put_back()  # the process is not this executor's alone
 
 
 class Slot:
     """What lives in a Ray actor, for as long as the executor: a device, and the bench of the setting in use."""
 
-    def __init__(self, gpus: float) -> None:
+    def __init__(self, gpus: float, threads: int) -> None:
         import ray
-        import torch
 
         ids = ray.get_gpu_ids()
         # Ray may leave GPUs visible to a worker that was given none: the assigned ids decide
         self._device = _device(bool(ids))
         if self._device.type == "cuda" and 0 < gpus < 1:
             torch.cuda.set_per_process_memory_fraction(gpus)
+        tune_process(threads)
         self._gpu_ids = [int(one) for one in ids]
         self._bench: Bench | None = None
         self._fault = "no setting was given"
@@ -133,7 +147,13 @@ class Slot:
     def measure(self, job: Job) -> Outcome:
         if self._bench is None:
             raise JobError(f"a worker could not be set up: {self._fault}")
-        return self._bench.measure(job)
+        try:
+            return self._bench.measure(job)
+        except torch.AcceleratorError:
+            os._exit(1)  # the device's context is lost for this process: a new worker gets a new one
+
+    def ready(self) -> None:
+        """Returns when the worker runs: one for which a cluster has no room yet does not."""
 
     def gpu_ids(self) -> list[int]:
         """The GPUs that Ray assigned."""
@@ -154,14 +174,17 @@ class OverRay(Executor):
             _start_ray(self._ray, config)
         try:
             self.slots, self._gpus = self._plan()
+            self.on_gpu = self._gpus > 0
         except BaseException:
             self.close()
             raise
         self._actors: list[Any] = []
+        self._starting: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
         self._queue: deque[tuple[Job, int]] = deque()
         self._flying: dict[Any, tuple[Job, int, Any]] = {}
         self._setting: Any = None
+        self._sign_of_life = time.monotonic()
         for _ in range(self.slots):  # they import torch while the driver loads the data
             self._add_actor()
 
@@ -181,14 +204,22 @@ class OverRay(Executor):
 
     def wait(self, timeout: float | None = None) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        while self._flying and not outcomes:
-            ready, _ = self._ray.wait(list(self._flying), num_returns=1, timeout=timeout)
-            if not ready:
+        while self.running and not outcomes:
+            pending = [*self._flying, *self._starting]
+            none_runs = not self._flying and not self._idle
+            patience = 1.0 if timeout is None and none_runs else timeout
+            ready, _ = self._ray.wait(pending, num_returns=1, timeout=patience)
+            if not ready and none_runs and time.monotonic() - self._sign_of_life > START:
+                raise JobError(f"no worker has started in {START:.0f} s: has the cluster room for one?")
+            if not ready and timeout is not None:
                 break
-            more, _ = self._ray.wait(list(self._flying), num_returns=len(self._flying), timeout=0)
+            if ready:
+                self._sign_of_life = time.monotonic()
+            more, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
             for reference in {*ready, *more}:
-                outcome = self._collect(reference)
-                if outcome is not None:
+                if reference in self._starting:
+                    self._started(reference)
+                elif (outcome := self._collect(reference)) is not None:
                     outcomes.append(outcome)
             self._dispatch()
         return outcomes
@@ -223,11 +254,28 @@ class OverRay(Executor):
 
     def _add_actor(self) -> None:
         remote = self._ray.remote(Slot).options(num_cpus=self._config.threads, num_gpus=self._gpus)
-        actor = remote.remote(self._gpus)
+        actor = remote.remote(self._gpus, self._config.threads)
         if self._setting is not None:
             actor.use.remote(self._setting)  # an actor's calls run in order: before any job
         self._actors.append(actor)
-        self._idle.append(actor)
+        self._starting[actor.ready.remote()] = actor
+
+    def _started(self, reference: Any) -> None:
+        """A worker that runs is free for jobs; one that died before is replaced."""
+        actor = self._starting.pop(reference)
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            self._replace(actor, error)
+        else:
+            self._idle.append(actor)
+
+    def _replace(self, actor: Any, error: Exception) -> None:
+        if getattr(error, "_actor_init_failed", False):  # no job's fault, and another one would fare no better
+            raise JobError(f"a worker could not start: {str(error).strip().rpartition(chr(10))[2]}") from error
+        self._actors.remove(actor)
+        self._ray.kill(actor)
+        self._add_actor()
 
     def _end_actors(self) -> None:
         for actor in getattr(self, "_actors", []):
@@ -250,11 +298,7 @@ class OverRay(Executor):
             self._idle.append(actor)
             return job.failed(f"worker error: {str(error.cause).partition(chr(10))[0]}")
         except self._ray.exceptions.RayError as error:
-            if getattr(error, "_actor_init_failed", False):  # likewise
-                raise JobError(f"a worker could not start: {str(error).strip().rpartition(chr(10))[2]}") from error
-            self._actors.remove(actor)
-            self._ray.kill(actor)
-            self._add_actor()
+            self._replace(actor, error)
             if attempt < ATTEMPTS:
                 self._queue.appendleft((job, attempt + 1))
                 return None
@@ -278,19 +322,31 @@ def _start_ray(ray: Any, config: ExecutorConfig) -> None:
     in_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        ray.init(
-            address=config.address or "local",
-            include_dashboard=False if config.address is None else None,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        _init(ray, config)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = f"at {config.address!r}" if config.address else "on this machine"
         raise JobError(f"Ray could not be reached {where}: {str(error).partition(chr(10))[0]}") from error
     finally:
         if in_main:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+def _init(ray: Any, config: ExecutorConfig) -> None:
+    """``ray.init``, twice if need be: on a busy machine a Ray of our own may not find its own parts in time."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(
+                address=config.address or "local",
+                include_dashboard=False if config.address is None else None,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+            return
+        except ray.exceptions.RayError:
+            ray.shutdown()
+            if config.address is not None or attempt == ATTEMPTS:
+                raise
 
 
 def _must_answer(address: str) -> None:
@@ -311,6 +367,4 @@ def _room(machine: Mapping[str, float], threads: int, share: float) -> int:
 
 
 def _device(gpu: bool) -> Any:
-    import torch
-
     return torch.device("cuda", 0) if gpu and torch.cuda.is_available() else torch.device("cpu")

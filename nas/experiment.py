@@ -14,7 +14,8 @@ imported by the step that runs them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from nas.records import Measurement, Records, existing_records
 
 if TYPE_CHECKING:
     from nas.export import Exported
-    from nas.search import Listener, Progress
+    from nas.progress import Listener, Progress
     from nas.space import Architecture, SearchSpace, Shape
 
 
@@ -131,21 +132,21 @@ class Experiment:
         return leaderboard.board(
             records.all(),
             records.fact("proxy_rung"),
-            records.fact("retrain_rung"),
+            records.fact("retrained", {}).get("rung"),
             self.config.search.objectives[0],
             records.fact("references", {}),
+            self.config.search.objectives[1:],
         )
 
     def show(self, what: str) -> Shown:
         """An architecture: a trial's number, a key, a named point of the space, or a JSON file."""
-        from nas import complexity
+        from nas import auxiliary, complexity
 
         space, (shape, classes) = self._space(), self._image()
         architecture = self._find(what, space)
         network = space.build(architecture, shape, classes)
         by_module = complexity.flops_by_module(network, shape)
         described = space.describe(architecture)
-        names: tuple[str, ...] = network.cell_names  # type: ignore[assignment]
         cells = [
             (
                 name,
@@ -153,7 +154,7 @@ class Experiment:
                 sum(p.numel() for p in network.get_submodule(name).parameters()),
                 by_module[name],
             )
-            for number, name in enumerate(names)
+            for number, name in enumerate(auxiliary.cell_names(network))
         ]
         total = complexity.count(network, shape)
         return Shown(architecture, what, shape, cells, total.params, total.flops)
@@ -192,29 +193,46 @@ class Experiment:
         if what in named:
             return space.point(named[what])
         if Path(what).is_file():
-            return space.architecture_type.from_json(Path(what).read_text(encoding="utf-8"))
-        records = self._records()
-        if records is not None:
-            for entry in records.all():
-                if what in (str(entry.trial), entry.measurement.key):
-                    return space.architecture_type.from_json(entry.measurement.architecture)
+            return _read_architecture(Path(what), space)
+        for number, key, text in self._proposals(space):
+            if what in (number, key):
+                return space.architecture_type.from_json(text)
         raise ExperimentError(
-            f"nothing to show for {what!r}: give a measured trial's number, an architecture's key, "
+            f"nothing to show for {what!r}: give a trial's number, an architecture's key, "
             f"a JSON file, or a named point ({', '.join(named) or 'this space has none'})"
         )
 
+    def _proposals(self, space: SearchSpace) -> Iterator[tuple[str, str, str]]:
+        """Number, key and JSON of everything measured or proposed; references have no number."""
+        records = self._records()
+        if records is None:
+            return
+        for entry in records.all():
+            number = "" if entry.trial is None else str(entry.trial)
+            yield number, entry.measurement.key, entry.measurement.architecture
+        from nas.study import proposals  # those that were not measured: beyond the limits, or measured before
+
+        for trial, text in proposals(self.config.database, self.config.experiment):
+            yield str(trial), space.architecture_type.from_json(text).key, text
+
 
 def _latest(results: Path) -> Path:
-    files = sorted(results.glob("*/config.toml"), key=_last_worked_on)
+    files = sorted(results.glob("*/config.toml"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise ExperimentError(f"no experiment in {str(results)!r} yet: start with `nas run`")
     return files[-1].parent
 
 
-def _last_worked_on(config_file: Path) -> float:
-    return max(file.stat().st_mtime for file in config_file.parent.iterdir() if file.is_file())
-
-
 def _there_are(results: Path) -> str:
     names = sorted(file.parent.name for file in results.glob("*/config.toml"))
     return f"; there are: {', '.join(names)}" if names else ""
+
+
+def _read_architecture(file: Path, space: SearchSpace) -> Architecture:
+    """An architecture as JSON, bare or as an export's ``architecture.json`` holds it."""
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ExperimentError(f"{str(file)!r} is not JSON") from None
+    inner = table.get("architecture", table) if isinstance(table, dict) else table
+    return space.architecture_type.from_json(json.dumps(inner))

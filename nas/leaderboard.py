@@ -56,9 +56,11 @@ def board(
     retrain_rung: str | None,
     objective: str,
     references: Mapping[str, Sequence[str]],
+    others: Sequence[str] = (),
 ) -> list[Record]:
     """Every measured candidate and the reference rows, best first by `objective` at the proxy rung.
 
+    `others` are the further objectives, which span the Pareto front with the first; with none, FLOPs do.
     Only measurements of the proxy rung are ranked; results of retraining stand beside them as test accuracy.
     `references` maps a row's name to architecture keys; the row shows the mean of those that were measured.
     Candidates that failed or were stopped come last, with their cause.
@@ -80,7 +82,7 @@ def board(
             measured = [m for m in measured if m.status == "done"] or measured[:1]
             label = f"{name} (mean of {len(measured)})" if len(measured) > 1 else name
             rows.append(_record(label, "reference", measured, retrained))
-    return _ranked(_with_front(rows, objective), objective)
+    return _ranked(_with_front(rows, [objective, *(others or ["flops"])]), objective)
 
 
 def best(entries: Iterable[Entry], proxy_rung: str, objective: str) -> Measurement | None:
@@ -151,17 +153,22 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-def _with_front(rows: list[Record], objective: str) -> list[Record]:
-    """Marks the Pareto front of (objective, FLOPs) among the measured candidates."""
-    sign = -1 if objective in HIGHER_IS_BETTER else 1
+def _with_front(rows: list[Record], objectives: Sequence[str]) -> list[Record]:
+    """Marks the Pareto front of the objectives among the measured candidates."""
+
+    def less_is_better(row: Record, objective: str) -> float:
+        value = getattr(row, objective)
+        return math.inf if value is None else -value if objective in HIGHER_IS_BETTER else value
+
     measured = [row for row in rows if row.kind == "candidate" and row.status == "done"]
-    points = [(sign * getattr(row, objective), row.flops or math.inf) for row in measured]
+    points = [[less_is_better(row, one) for one in objectives] for row in measured]
     on_front = {id(row) for row, inside in zip(measured, front(points), strict=True) if inside}
     return [replace(row, pareto=id(row) in on_front) for row in rows]
 
 
 def _ranked(rows: list[Record], objective: str) -> list[Record]:
-    done = sort([row for row in rows if row.status == "done"], objective)
+    by_key = sorted(rows, key=lambda row: row.key)  # as `best` decides between equal scores
+    done = sort([row for row in by_key if row.status == "done"], objective)
     rest = [row for row in rows if row.status != "done"]
     ranks = iter(range(1, len(done) + 1))
     return [replace(r, rank=next(ranks) if r.kind == "candidate" else None) for r in done] + rest

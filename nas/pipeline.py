@@ -13,9 +13,10 @@ from nas.errors import ExperimentError, SearchError
 from nas.export import Exported, Facts
 from nas.export import export as write_export
 from nas.ladder import Rung
+from nas.progress import Progress
 from nas.proxy import Job
 from nas.records import Measurement
-from nas.search import Progress, Search
+from nas.search import Search
 from nas.space import Architecture
 
 DEFAULT_TRIALS = 30
@@ -26,7 +27,7 @@ def search(driver: Driver, share: float | None = None) -> Progress:
     """Measure candidates. With a `share` of the time budget, the rest is for retraining, which limits their size."""
     wanted = driver.config.search
     driver.give_proxies()
-    max_flops = _flops_within_budget(driver, 1 - share) if share is not None else None
+    max_flops = _flops_within_budget(driver, 1 - share) if share is not None else _remembered_flops(driver)
     trials = DEFAULT_TRIALS if wanted.trials is None and wanted.time is None else wanted.trials
     driver.say(f"Searching {_count(driver.space.size())} architectures on {driver.executor.slots} workers")
     loop = Search(
@@ -64,8 +65,7 @@ def retrain(driver: Driver, within_budget: bool = False) -> list[Measurement]:
     driver.say(f"Retraining: {len(jobs)} trainings of {rung.epochs} epochs")
     driver.give_everything()
     measured = _measure(driver, jobs, "retrain")
-    records.set_fact("retrain_rung", rung.key)
-    records.set_fact("retrain_recipe", rung.recipe.model_dump(mode="json"))
+    records.set_fact("retrained", {"rung": rung.key, "recipe": rung.recipe.model_dump(mode="json")})
     own = [m for m in measured if m.key == best.key]
     if not any(m.status == "done" for m in own):
         raise SearchError(f"the winner could not be retrained: {own[0].cause}")
@@ -75,11 +75,13 @@ def retrain(driver: Driver, within_budget: bool = False) -> list[Measurement]:
 def export(driver: Driver) -> Exported:
     """Write and verify the winner, as retrained from the first seed: the test split chooses nothing."""
     records, data = driver.records, driver.data
-    rung, best = records.fact("retrain_rung"), winner(driver)
+    retrained, best = records.fact("retrained", {}), winner(driver)
     trained = {
         e.measurement.seed: e.measurement
         for e in records.all()
-        if e.measurement.key == best.key and e.measurement.rung == rung and e.measurement.status == "done"
+        if e.measurement.key == best.key
+        and e.measurement.rung == retrained.get("rung")
+        and e.measurement.status == "done"
     }
     if not trained:
         raise ExperimentError(f"experiment {driver.config.experiment!r} is not retrained yet: run `nas retrain`")
@@ -87,10 +89,12 @@ def export(driver: Driver) -> Exported:
     architecture = driver.space.architecture_type.from_json(best.architecture)
     network = driver.space.build(architecture, data.input_shape, len(data.classes))
     weights = retraining.weights_file(driver.weights, trained[seed])
+    if not weights.is_file():
+        raise ExperimentError(f"the weights {str(weights)!r} are gone: `nas retrain` trains them again")
     network.load_state_dict(safetensors.torch.load_file(weights))
     cost = complexity.count(network, data.input_shape)
     assert data.test is not None
-    recipe = {key: value for key, value in records.fact("retrain_recipe").items() if value is not None}
+    recipe = {key: value for key, value in retrained["recipe"].items() if value is not None}
     facts = Facts(
         space=driver.config.space.name,
         architecture=best.architecture,
@@ -106,7 +110,7 @@ def export(driver: Driver) -> Exported:
         notes={
             "experiment": driver.config.experiment,
             "recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()),
-            "retraining": str(rung),
+            "retraining": retrained["rung"],
             "towers in training": ", ".join(f"cell {cell}" for cell in trained[seed].towers) or "none",
         },
     )
@@ -139,20 +143,27 @@ def _measure(driver: Driver, jobs: Mapping[Job, str], stage: str) -> list[Measur
 def _references(driver: Driver) -> dict[str, list[Architecture]]:
     """The reference architectures, within the limit that the search kept to."""
     driver.give_proxies()
-    return retraining.references(driver.candidates(driver.records.fact("max_flops")), driver.config.seed)
+    return retraining.references(driver.candidates(_remembered_flops(driver)), driver.config.seed)
+
+
+def _remembered_flops(driver: Driver) -> int | None:
+    """The limit on FLOPs that an earlier budget set, if any."""
+    remembered = driver.records.fact("max_flops")
+    return None if remembered is None else int(remembered["value"])
 
 
 def _flops_within_budget(driver: Driver, share: float) -> int | None:
     """With a time budget and no limit on FLOPs: the largest networks that a share of it retrains; else None.
 
-    Decided once, from the speed of one reference, and remembered, so that a resumed search keeps to it.
+    Decided once for a budget, from the speed of one reference, and remembered, so that a resumed search keeps to it.
+    More time raises it; less does not lower it, for candidates are measured already.
     """
     config, records = driver.config, driver.records
     if config.search.time is None or config.search.max_flops is not None:
         return None
-    remembered = records.fact("max_flops")
-    if remembered is not None:
-        return int(remembered)
+    remembered = records.fact("max_flops", {"time": None, "value": 0})
+    if remembered["time"] == config.search.time:
+        return int(remembered["value"])
     rows = retraining.references(driver.candidates(None), config.seed)
     job = Job.of(next(iter(rows.values()))[0], driver.proxy, config.seed)
     [probe] = _measure(driver, {job: "speed probe"}, "probe")
@@ -167,7 +178,8 @@ def _flops_within_budget(driver: Driver, share: float) -> int | None:
         rung.epochs * driver.retrain_images,
         driver.executor.slots,
     )
-    records.set_fact("max_flops", limit)
+    limit = max(limit, int(remembered["value"]))
+    records.set_fact("max_flops", {"time": config.search.time, "value": limit})
     driver.say(f"Limit {limit / 1e6:,.3g} MFLOPs an image: so that {rung.epochs} epochs of retraining fit the time")
     return limit
 
@@ -177,12 +189,12 @@ def _rung_within_budget(driver: Driver, trainings: Sequence[Measurement]) -> Run
     full, left = driver.retrain_rung(), driver.budget.left()
     if left is None:
         return full
-    epochs = driver.records.fact("retrain_epochs")
-    if epochs is None:
+    decided = driver.records.fact("retrain_epochs", {})
+    if (decided.get("time"), decided.get("of")) != (driver.budget.seconds, full.key):
         fit = retraining.affordable_epochs(left, trainings, driver.retrain_images, driver.executor.slots)
-        epochs = min(full.epochs, fit)
-        driver.records.set_fact("retrain_epochs", epochs)
-    return driver.retrain_rung(int(epochs))
+        decided = {"time": driver.budget.seconds, "of": full.key, "value": min(full.epochs, fit)}
+        driver.records.set_fact("retrain_epochs", decided)
+    return driver.retrain_rung(int(decided["value"]))
 
 
 def _count(size: int | None) -> str:

@@ -7,7 +7,7 @@ state that matters: the same job gives the same signals on any worker with the s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,6 @@ class Setting:
     space: SpaceSpec
     data: Data
     limits: SearchConfig
-    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,14 +96,27 @@ class Outcome:
     weights: bytes | None
 
 
+def tune_process(threads: int) -> Callable[[], None]:
+    """Threads, denormals and determinism of this process, as measurements need them; returns what puts them back."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic = True
+
+    def put_back() -> None:
+        torch.set_num_threads(before[0])
+        torch.set_flush_denormal(False)
+        torch.use_deterministic_algorithms(before[1])
+        torch.backends.cudnn.deterministic = before[2]
+
+    return put_back
+
+
 class Bench:
     """A worker's place to measure: the space, and the data on the device."""
 
     def __init__(self, setting: Setting, device: torch.device) -> None:
-        torch.set_num_threads(setting.threads)
-        torch.set_flush_denormal(True)
-        if device.type == "cpu":
-            torch.use_deterministic_algorithms(True, warn_only=True)
         self.space = setting.space.load()
         self.setting = setting
         self.device = device
@@ -118,6 +130,8 @@ class Bench:
             return job.failed(str(error))
         except torch.OutOfMemoryError as error:
             return job.failed(f"out of memory on {self.device}: {error}")
+        except torch.AcceleratorError:
+            raise  # the device's context is lost for this whole process: the worker must end
         except Exception as error:  # a third-party network may raise anything; the search must go on
             return job.failed(f"{type(error).__name__}: {error}")
 
@@ -134,16 +148,16 @@ class Bench:
         limits = self.setting.limits
         if not rung.final and (limits.max_latency is not None or "latency" in limits.objectives):
             signals["latency_ms"] = complexity.latency(network, data.input_shape)
-            excess = complexity.violations(limits, {"latency_ms": signals["latency_ms"]})
-            if over := complexity.cause(excess, signals):
-                return job.failed(over, "infeasible", signals)
+        over = complexity.cause(complexity.violations(limits, signals), signals)
+        if over and job.trial is not None:  # limits are for candidates, not for references
+            return job.failed(over, "infeasible", signals)
 
         model = auxiliary.attach(network, rung.towers, data.input_shape, classes, training.stream(job.seed, "towers"))
         task = training.Classification()
         fit = training.fit(model, task, self._images(rung.final), rung.recipe, rung.towers, job.seed)
         signals["train_loss"] = fit.train_losses[-1]
         split = "test" if rung.final else "val"
-        scores = training.evaluate(model, task, self._scored(rung.final))
+        scores = training.evaluate(model, task, self._scored(rung.final), rung.recipe.batch_size)
         signals |= {name if name.startswith("tower") else f"{split}_{name}": v for name, v in scores.items()}
         if wrong := [name for name, value in signals.items() if not math.isfinite(value)]:
             raise CandidateError(f"{wrong[0]} was not finite after training")
@@ -170,5 +184,5 @@ class Bench:
 
 
 def _packed(network: torch.nn.Module) -> bytes:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     return safetensors.torch.save(state)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from nas.executor import Executor
 from nas.ladder import Rung
+from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job
 from nas.records import Measurement, Records
-from nas.search import Budget, Candidates, Event, Listener, Progress
+from nas.search import Candidates
 from nas.space import Architecture
 
 RANDOM_REFERENCES = 3
@@ -45,7 +46,7 @@ def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture
             excess, _ = candidates.excess(architecture)
         except Exception:  # a third-party network may raise anything, and what cannot be built is no reference
             continue
-        drawn[architecture.key] = max(0.0, *excess.values(), 0.0), architecture
+        drawn[architecture.key] = max([0.0, *excess.values()]), architecture
         if sum(over == 0 for over, _ in drawn.values()) == RANDOM_REFERENCES:
             break
     nearest = sorted(drawn.values(), key=lambda pair: pair[0])  # stable: those within the limits as they were drawn
@@ -88,7 +89,7 @@ def measure(
 
     Weights, where they come back, are on disk before their measurement is written down.
     """
-    found = [records.get(*job.unit) for job in jobs]
+    found = [_measured(job, records, weights) for job in jobs]
     measured = [one for one in found if one is not None]
     waiting = [job for job, one in zip(jobs, found, strict=True) if one is None]
     for job in waiting:
@@ -114,6 +115,14 @@ def measure(
             )
             listen(Event(progress, jobs[outcome.job], outcome.measurement))
     return measured
+
+
+def _measured(job: Job, records: Records, weights: Path | None) -> Measurement | None:
+    """What stands in the table; a retraining whose weights are lost counts as not made."""
+    found = records.get(*job.unit)
+    if found is not None and job.rung.final and weights is not None and not weights_file(weights, found).is_file():
+        return None
+    return found
 
 
 def jobs(

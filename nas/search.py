@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,66 +11,17 @@ from nas.errors import SearchError
 from nas.executor import Executor
 from nas.ladder import Rung
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
+from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Outcome
 from nas.records import Measurement, Records
 from nas.space import SearchSpace, Shape
 from nas.study import Asked, Study
 
-DUPLICATES_BEFORE_EXPLORING = 20
-"""Proposals in a row that were measured before, after which one is drawn at random."""
+FRUITLESS_BEFORE_EXPLORING = 20
+"""Proposals in a row that were measured before or beyond the limits, after which one is drawn at random."""
 
 PROPOSALS_WITHOUT_CANDIDATE = 1000
 """Proposals in a row without a new feasible candidate, after which the search ends."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a piece of work stands. `best` is the first objective's; `total` and `seconds_left` are None if unknown."""
-
-    stage: str
-    done: int
-    failed: int
-    infeasible: int
-    running: int
-    best: float | None
-    total: int | None
-    seconds_left: float | None
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something to tell a person: a measurement that has come in, or a line of text; and where the work stands."""
-
-    progress: Progress
-    name: str | None = None
-    measurement: Measurement | None = None
-    text: str | None = None
-
-
-Listener = Callable[[Event], None]
-
-
-class Budget:
-    """Seconds to spend, counted over all runs of an experiment: a resumed one goes on with what was left."""
-
-    def __init__(self, records: Records, seconds: float | None) -> None:
-        self._records = records
-        self._seconds = seconds
-        self._before = float(records.fact("spent", 0.0))
-        self._start = time.monotonic()
-
-    @property
-    def spent(self) -> float:
-        """Seconds spent by this run and those before it."""
-        return self._before + time.monotonic() - self._start
-
-    def left(self, share: float = 1.0) -> float | None:
-        """Seconds left of this share of the budget; None where there is none."""
-        return None if self._seconds is None else max(0.0, share * self._seconds - self.spent)
-
-    def save(self) -> None:
-        """Make what was spent durable."""
-        self._records.set_fact("spent", self.spent)
 
 
 @dataclass(frozen=True)
@@ -123,37 +73,44 @@ class Search:
         self._waiting: dict[str, list[int]] = {}  # by architecture in flight: the trials that asked for it
         self._infeasible: set[str] = set()
         self._fruitless = 0
+        self._total: int | None = None
+        self._share = 1.0
 
     def run(self, trials: int | None, share: float = 1.0) -> Progress:
         """Measure until there are `trials` candidates, or `share` of the budget is spent, or nothing new is left."""
-        total = trials
+        self._total, self._share = trials, share
+        self._budget.enter(search=True)
         for name in self._warm_start():
             self._study.enqueue(self._candidates.space.named()[name])
         for asked in self._study.running(self._candidates.space):
             self._consider(asked)
         while True:
-            while self._executor.free > 0 and not self._is_over(total, share):
-                explore = self._fruitless > 0 and self._fruitless % DUPLICATES_BEFORE_EXPLORING == 0
+            self._check()
+            proposing = self._executor.free > 0 and not self._is_over()
+            if proposing:
+                explore = self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0
                 self._consider(self._study.ask(self._candidates.space, explore))
-            if not self._executor.running:
+            elif not self._executor.running:
                 break
-            for outcome in self._executor.wait(timeout=1.0):
+            self._listen(Event(self._progress()))
+            for outcome in self._executor.wait(timeout=0.0 if self._executor.free > 0 and proposing else 1.0):
                 self._check()
-                self._finish(outcome, total, share)
+                self._finish(outcome)
+        self._budget.enter(search=False)
         self._budget.save()
         if not any(m.status == "done" for m in self._known.values() if m.key in self._candidate_keys):
             raise SearchError(self._why_nothing())
-        return self._progress(total, share)
+        return self._progress()
 
     def _warm_start(self) -> tuple[str, ...]:
         chosen = self._candidates.limits.warm_start
         return tuple(self._candidates.space.named()) if chosen is None else chosen
 
-    def _is_over(self, total: int | None, share: float) -> bool:
+    def _is_over(self) -> bool:
         measured = sum(self._known[key].status != "infeasible" for key in self._candidate_keys)
-        if total is not None and measured + len(self._waiting) >= total:
+        if self._total is not None and measured + len(self._waiting) >= self._total:
             return True
-        left = self._budget.left(share)
+        left = self._budget.left_to_search(self._share)
         if left is not None and left <= 0:
             return True
         size = self._candidates.space.size()
@@ -190,14 +147,14 @@ class Search:
         except Exception:  # a third-party network may raise anything: measuring it says what is wrong
             return {}, None
 
-    def _finish(self, outcome: Outcome, total: int | None, share: float) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         """Write down first, decide afterwards."""
         measurement = outcome.measurement
         numbers = self._waiting.pop(measurement.key)
         for number in numbers:
             self._settle(number, measurement)
         self._budget.save()
-        self._listen(Event(self._progress(total, share), f"trial {numbers[0]}", measurement))
+        self._listen(Event(self._progress(), f"trial {numbers[0]}", measurement))
 
     def _settle(self, number: int, measurement: Measurement) -> None:
         """Write the measurement down for this trial, then tell the trial what it says."""
@@ -216,7 +173,7 @@ class Search:
         else:
             self._study.tell(number, [measurement.signals[SIGNAL_OF[one]] for one in self._objectives])
 
-    def _progress(self, total: int | None, share: float) -> Progress:
+    def _progress(self) -> Progress:
         measured = [m for m in self._known.values() if m.key in self._candidate_keys]
         objective = self._objectives[0]
         values = [m.signals[SIGNAL_OF[objective]] for m in measured if m.status == "done"]
@@ -228,8 +185,8 @@ class Search:
             infeasible=len(self._infeasible) + sum(m.status == "infeasible" for m in measured),
             running=len(self._waiting),
             best=pick(values) if values else None,
-            total=total,
-            seconds_left=self._budget.left(share),
+            total=self._total,
+            seconds_left=self._budget.left_to_search(self._share),
         )
 
     def _why_nothing(self) -> str:
@@ -238,5 +195,6 @@ class Search:
             return f"no candidate could be measured; the first failed with: {causes[0]}"
         over = len(self._infeasible) + sum(m.status == "infeasible" for m in self._known.values())
         if over:
-            return f"none of {over} proposals was within the limits; raise search.max_*"
+            raised = "search.time" if self._candidates.max_flops is not None else "search.max_*"
+            return f"none of {over} proposals was within the limits; raise {raised}"
         return "no candidate was measured in the time given"

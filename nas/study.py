@@ -15,6 +15,9 @@ from nas import records
 from nas.leaderboard import HIGHER_IS_BETTER
 from nas.space import Architecture, SearchSpace
 
+GENERATION = 16
+"""Population of nsga2: Optuna's 50 would make a short search a random one."""
+
 ARCHITECTURE = "architecture"
 CAUSE = "cause"
 
@@ -45,7 +48,6 @@ class Study:
             directions=["maximize" if one in HIGHER_IS_BETTER else "minimize" for one in objectives],
             load_if_exists=True,
         )
-        self._objectives = len(objectives)
         self._sampler = sampler
         self._seed = seed
         self._asked: dict[int, optuna.Trial] = {}
@@ -61,7 +63,7 @@ class Study:
     def ask(self, space: SearchSpace, explore: bool = False) -> Asked:
         """The next proposal; `explore` draws it at random instead of by the sampler."""
         name = "random" if explore else self._sampler
-        self._study.sampler = make_sampler(name, _seed_of(self._seed, len(self)), self._objectives)
+        self._study.sampler = make_sampler(name, _seed_of(self._seed, len(self)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial = self._study.ask()
@@ -112,13 +114,6 @@ class Study:
                 found.append(Asked(trial.number, space.architecture_type.from_json(text)))
         return found
 
-    def architectures(self) -> list[tuple[int, str, str | None]]:
-        """Number, state and architecture JSON of every trial."""
-        return [
-            (trial.number, trial.state.name.lower(), trial.user_attrs.get(ARCHITECTURE))
-            for trial in self._study.get_trials(deepcopy=False)
-        ]
-
     def _note(self, number: int, cause: str) -> None:
         self._trial(number).set_user_attr(CAUSE, cause)
 
@@ -129,7 +124,14 @@ class Study:
         return self._asked[number]
 
 
-def make_sampler(name: str, seed: int, objectives: int = 1) -> optuna.samplers.BaseSampler:
+def proposals(url: str, name: str) -> list[tuple[int, str]]:
+    """Number and architecture JSON of every trial of a study that exists."""
+    study = optuna.load_study(storage=url, study_name=name)
+    found = [(trial.number, trial.user_attrs.get(ARCHITECTURE)) for trial in study.get_trials(deepcopy=False)]
+    return [(number, text) for number, text in found if text is not None]
+
+
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """A sampler by name: tpe, random, gp or nsga2."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -138,7 +140,7 @@ def make_sampler(name: str, seed: int, objectives: int = 1) -> optuna.samplers.B
         if name == "gp":
             return optuna.samplers.GPSampler(seed=seed)
         if name == "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed)
+            return optuna.samplers.NSGAIISampler(population_size=GENERATION, seed=seed)
         return optuna.samplers.TPESampler(seed=seed)
 
 

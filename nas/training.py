@@ -147,7 +147,7 @@ def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, to
 
 
 @torch.inference_mode()
-def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: int = 500) -> Mapping[str, float]:
+def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: int = 128) -> Mapping[str, float]:
     """``loss`` and ``accuracy`` of the main head, and ``tower<cell>_loss``, ``tower<cell>_accuracy`` apart."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -29,13 +29,13 @@ make_venv() {
         as_root apt-get update -qq
         as_root apt-get install -qq -y python3-venv
     fi
-    "$python" -m venv .venv
+    "$python" -m venv --clear .venv
 }
 
 stamp=.venv/installed
 wanted=$(cat pyproject.toml scripts/constraints.txt | sha256sum)
 if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
-    [ -x .venv/bin/python ] || make_venv
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv
     echo "Installing the project and its tested versions into .venv (some minutes the first time) ..."
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
         --constraint scripts/constraints.txt --editable '.[dev]'

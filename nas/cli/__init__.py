@@ -87,7 +87,7 @@ def run(
     from nas.experiment import Experiment
 
     keys = _keys(name, space, data, data_dir, trials, time, seed, workers, results)
-    experiment = Experiment(config=configuration.read(config, set_ or (), **keys))
+    experiment = Experiment(config=configuration.resume(config, set_ or (), **keys))
     with _watching(experiment, verbose):
         exported = experiment.run()
     _print_best(experiment)
@@ -114,7 +114,7 @@ def search(
     from nas.experiment import Experiment
 
     keys = _keys(name, space, data, data_dir, trials, time, seed, workers, results)
-    experiment = Experiment(config=configuration.read(config, set_ or (), **keys))
+    experiment = Experiment(config=configuration.resume(config, set_ or (), **keys))
     with _watching(experiment, verbose):
         experiment.search()
     _print_best(experiment)
@@ -201,11 +201,13 @@ def list_spaces() -> None:
     """The search spaces that are found by name."""
     import search_spaces
 
-    for name in search_spaces.available():
+    for name, description in search_spaces.available().items():
         space = search_spaces.load(name)
         size = space.size()
-        held = f"{size:,} architectures" if size is not None and size < 1e6 else f"{size:.2g} architectures"
-        out.print(f"{name:<12} {search_spaces.available()[name]} ({held}; names {', '.join(space.named()) or 'none'})")
+        held = (
+            "size unknown" if size is None else f"{size:,} architectures" if size < 1e6 else f"{size:.2g} architectures"
+        )
+        out.print(f"{name:<12} {description} ({held}; names {', '.join(space.named()) or 'none'})", soft_wrap=True)
 
 
 @data_app.command("list")
@@ -230,7 +232,7 @@ def config(file: ConfigFile = None, set_: Set = None) -> None:
 
 def main() -> None:
     """Entry point of ``nas``."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite end is an interrupt
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is an interrupt
     try:
         app(standalone_mode=True)
     except NasError as error:

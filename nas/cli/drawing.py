@@ -10,23 +10,23 @@ from dataclasses import asdict, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from rich import progress as bars
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from nas.leaderboard import Record
 
 if TYPE_CHECKING:
-    from nas import search
     from nas.experiment import Shown
+    from nas.progress import Event, Progress
     from nas.records import Measurement
 
 NARROW = 110
 """Terminals of fewer columns get the board without the last ones."""
 
-COLUMNS = ("rank", "name", "loss", "accuracy", "test", "params", "flops", "seconds", "towers", "rung", "key")
+COLUMNS = ("rank", "name", "rung", "loss", "accuracy", "test", "params", "flops", "status", "seconds", "towers", "key")
 
 
 class Screen:
@@ -35,17 +35,17 @@ class Screen:
     def __init__(self, console: Console, verbose: bool = False) -> None:
         self._console = console
         self._lines = verbose or console.is_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
+        self._bar = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=20),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[status]}"),
+            bars.TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[str, bars.TaskID] = {}
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -59,37 +59,35 @@ class Screen:
     ) -> None:
         self._bar.stop()
 
-    def __call__(self, event: search.Event) -> None:
+    def __call__(self, event: Event) -> None:
         if event.text is not None:
             self._console.print(event.text, highlight=False, markup=False, soft_wrap=True)
-        if event.measurement is not None:
+        if event.progress.stage:
             self._show(event.progress)
-            if self._lines:
-                line = candidate_line(event.name or "", event.measurement)
-                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if event.measurement is not None and self._lines:
+            line = candidate_line(event.name or "", event.measurement)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _show(self, progress: search.Progress) -> None:
-        if progress.stage not in self._tasks:
+    def _show(self, now: Progress) -> None:
+        if now.stage not in self._tasks:
             for task in self._tasks.values():
                 self._bar.update(task, visible=False)
-            self._tasks[progress.stage] = self._bar.add_task(progress.stage, status="")
-        finished = progress.done + progress.failed
-        self._bar.update(
-            self._tasks[progress.stage], completed=finished, total=progress.total, status=status_line(progress)
-        )
+            self._tasks[now.stage] = self._bar.add_task(now.stage, status="")
+        task = self._tasks[now.stage]
+        self._bar.update(task, completed=now.done + now.failed, total=now.total, status=status_line(now))
 
 
-def status_line(progress: search.Progress) -> str:
+def status_line(now: Progress) -> str:
     """``2 running, 1 failed, best 0.0712, 3 min left``"""
-    parts = [f"{progress.running} running"]
-    if progress.failed:
-        parts.append(f"{progress.failed} failed")
-    if progress.infeasible:
-        parts.append(f"{progress.infeasible} over the limits")
-    if progress.best is not None:
-        parts.append(f"best {progress.best:.4f}")
-    if progress.seconds_left is not None:
-        parts.append(f"{duration(progress.seconds_left)} left")
+    parts = [f"{now.running} running"]
+    if now.failed:
+        parts.append(f"{now.failed} failed")
+    if now.infeasible:
+        parts.append(f"{now.infeasible} over the limits")
+    if now.best is not None:
+        parts.append(f"best {now.best:.4f}")
+    if now.seconds_left is not None:
+        parts.append(f"{duration(now.seconds_left)} left")
     return ", ".join(parts)
 
 
@@ -112,7 +110,7 @@ def board(rows: Sequence[Record], title: str, width: int) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     shown = COLUMNS if width >= NARROW else COLUMNS[: COLUMNS.index("seconds")]
     for column in shown:
-        left = column in ("name", "towers", "rung", "key")
+        left = column in ("name", "rung", "status", "towers", "key")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in rows:
         style = "dim" if row.kind == "reference" else ""
@@ -121,21 +119,19 @@ def board(rows: Sequence[Record], title: str, width: int) -> Table:
 
 
 def cells(row: Record) -> list[str]:
-    """A row in words, by COLUMNS. A candidate without a score shows its cause in place of the numbers."""
-    name = f"{row.name} *" if row.pareto else row.name
-    if row.status != "done":
-        return ["", name, row.status, "", "", short(row.params), short(row.flops), "", "", row.cause or "", row.key]
+    """A row in words, by COLUMNS. The status says why a candidate has no score."""
     return [
         str(row.rank or ""),
-        name,
+        f"{row.name} *" if row.pareto else row.name,
+        row.rung,
         f"{row.loss:.4f}" if row.loss is not None else "",
         f"{100 * row.accuracy:.2f} %" if row.accuracy is not None else "",
         test_accuracy(row),
         short(row.params),
         short(row.flops),
+        "" if row.status == "done" else f"{row.status}: {row.cause}",
         f"{row.seconds:.1f}" if row.seconds is not None else "",
         ", ".join(map(str, row.towers)),
-        row.rung,
         row.key,
     ]
 

@@ -26,7 +26,7 @@ class Facts:
     `architecture` is canonical JSON. `mean` and `std` are one number a channel, in pixel units (0 to 255).
     `params` and `flops` (one image, 2 a multiply-add) are the bare network's. `accuracies` holds the test
     accuracy, 0 to 1, of each retrained network, by its seed. `notes` are free lines: experiment, recipe,
-    towers, command.
+    towers.
     """
 
     space: str
