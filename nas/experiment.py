@@ -116,13 +116,16 @@ class Experiment:
         with driving(self._changed(retrain__seeds=seeds), self.listen) as driver:
             return pipeline.retrain(driver)
 
-    def export(self) -> Exported:
-        """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images."""
+    def export(self, folder: Path | None = None) -> Exported:
+        """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images.
+
+        Into `folder`; None: ``export`` in the experiment's own.
+        """
         from nas import pipeline
         from nas.driver import driving
 
         with driving(self.config, self.listen, workers=False) as driver:
-            return pipeline.export(driver)
+            return pipeline.export(driver, folder)
 
     def leaderboard(self) -> list[Record]:
         """Every measured candidate and the reference rows, best first."""

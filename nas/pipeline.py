@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import safetensors.torch
 
@@ -72,7 +73,7 @@ def retrain(driver: Driver, within_budget: bool = False) -> list[Measurement]:
     return own
 
 
-def export(driver: Driver) -> Exported:
+def export(driver: Driver, folder: Path | None = None) -> Exported:
     """Write and verify the winner, as retrained from the first seed: the test split chooses nothing."""
     records, data = driver.records, driver.data
     retrained, best = records.fact("retrained", {}), winner(driver)
@@ -115,7 +116,8 @@ def export(driver: Driver) -> Exported:
         },
     )
     driver.say(f"Exporting seed {seed} and verifying on {len(data.test)} test images")
-    return write_export(network, facts, data.test.pixels, driver.config.folder / "export", driver.config.export)
+    folder = driver.config.folder / "export" if folder is None else folder
+    return write_export(network, facts, data.test.pixels, folder, driver.config.export)
 
 
 def winner(driver: Driver) -> Measurement:

@@ -39,12 +39,14 @@ def test_the_readme_has_commands() -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A Ray cluster with two declared GPUs, as the commands for GPUs and clusters expect to find one."""
-    ray = Path(sys.executable).with_name("ray")
-    start = [str(ray), "start", "--head", "--port=0", "--num-cpus=4", "--num-gpus=2", "--include-dashboard=false"]
-    subprocess.run(start, check=True, capture_output=True)
-    yield
-    subprocess.run([str(ray), "stop", "--force"], check=True, capture_output=True)
+    """A Ray cluster with two declared GPUs, which `executor.address=auto` finds."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

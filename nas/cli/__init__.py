@@ -162,13 +162,18 @@ def retrain(
 
 
 @app.command()
-def export(experiment: Name = None, results: Results = Path("results"), set_: Set = None) -> None:
+def export(
+    experiment: Name = None,
+    to: Annotated[Path | None, typer.Option(help="The folder; unset: export/ in the experiment's.")] = None,
+    results: Results = Path("results"),
+    set_: Set = None,
+) -> None:
     """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images."""
     from nas.experiment import Experiment
 
     opened = Experiment.open(experiment, results, assignments=set_ or ())
     with _watching(opened):
-        exported = opened.export()
+        exported = opened.export(to)
     _print_export(exported)
 
 
