@@ -21,14 +21,13 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
+from nas import executor as executing
 from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, load
 from nas.errors import ConfigError, JobError
-from nas.executor import ATTEMPTS, Executor, InProcess, OverRay, start
+from nas.executor import ATTEMPTS, Executor, InProcess, OverRay, _start_ray, start
 from nas.ladder import Rung
 from nas.proxy import Job, Outcome, Setting, SpaceSpec
-
-pytestmark = pytest.mark.timeout(180)
 
 RUNG = Rung("proxy", Recipe(epochs=1, images=256, augment=("crop",)), TowersConfig(placement="middle"))
 
@@ -279,7 +278,7 @@ def test_four_workers_of_half_a_gpu_see_two_gpus_twice(cluster: Executor) -> Non
     ("config", "slots"),
     [
         ({}, 2),  # one worker a GPU
-        ({"gpus": 0.7}, 2),  # what is left of two GPUs makes no third share
+        ({"gpus": 0.4}, 4),  # what is left of two GPUs makes no fifth share
         ({"gpus": 0.25}, 6),  # as many as there are CPUs beside the GPUs
         ({"device": "cpu"}, 7),
         ({"device": "cpu", "threads": 4}, 1),  # 7 CPUs, but on two machines
@@ -294,7 +293,7 @@ def test_there_are_as_many_slots_as_have_room(cluster: Executor, config: dict[st
     ("config", "message"),
     [
         ({"device": "cpu", "workers": 8}, "executor.workers asks for 8 workers, but Ray has room for 7"),
-        ({"gpus": 0.7, "workers": 3}, "executor.workers asks for 3 workers, but Ray has room for 2"),
+        ({"gpus": 0.4, "workers": 5}, "executor.workers asks for 5 workers, but Ray has room for 4"),
         ({"device": "cpu", "threads": 7}, "executor.threads asks for 7 CPUs a worker, but Ray has 6 a machine"),
         ({"gpus": 3}, "executor.gpus asks for 3 GPUs a worker, but one GPU is all that a worker uses"),
         ({"gpus": 0.5, "device": "cpu"}, "executor.gpus asks for 0.5 GPUs a worker, but Ray has none to use"),
@@ -304,6 +303,18 @@ def test_more_than_there_is_room_for_is_refused(cluster: Executor, config: dict[
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         OverRay(ExecutorConfig.model_validate(config))
     assert ray.is_initialized()
+
+
+def test_workers_that_wait_for_room_are_no_mystery(
+    pool: Executor, behaving: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program, here the pool's two workers, may have what there is room for."""
+    monkeypatch.setattr(executing, "START", 1.0)
+    with OverRay(ExecutorConfig(workers=1, threads=6, device="cpu")) as executor:
+        executor.use(behaving)
+        executor.submit(job(behaving, "learn"))
+        with pytest.raises(JobError, match=r"^no worker has started in 1 s: has the cluster room for one\?$"):
+            some_outcomes(executor, 1)
 
 
 # -------------------------------------------------------------------------- a process and a Ray of its own
@@ -334,3 +345,30 @@ def test_a_cluster_that_does_not_answer_is_a_clear_error_soon() -> None:
         run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     for address, line in zip(addresses, run.stdout.splitlines(), strict=True):
         assert line.startswith(f"Ray could not be reached at '{address}': ")
+
+
+class Stubborn:
+    """A Ray that fails to start so many times."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.calls: list[str] = []
+
+    def init(self, **_: object) -> None:
+        self.calls.append("init")
+        if self.calls.count("init") <= self.failures:
+            raise ray.exceptions.RaySystemError("Failed to connect to GCS.\nMore about it")
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+
+def test_a_ray_of_our_own_that_does_not_start_is_given_a_second_chance() -> None:
+    config = ExecutorConfig()
+    once = Stubborn(1)
+    _start_ray(once, config)
+    assert once.calls == ["init", "shutdown", "init"]
+    with pytest.raises(JobError, match=r"^Ray could not be reached on this machine: .*Failed to connect to GCS\.$"):
+        _start_ray(Stubborn(2), config)

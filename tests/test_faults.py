@@ -29,8 +29,6 @@ from nas.driver import check_usable
 from nas.errors import ConfigError, SpaceError
 from nas.space import Architecture, SearchSpace
 
-pytestmark = pytest.mark.timeout(240)
-
 SPACE = '''
 """The Inception space; each network notes in a file when its training begins (with more than a rehearsal's images)."""
 from pathlib import Path
@@ -152,35 +150,35 @@ def until(what: Callable[[], object], seconds: float, process: subprocess.Popen[
         time.sleep(0.05)
 
 
-def descendants(pid: int) -> set[int]:
-    """The processes below one, by /proc."""
-    parents = {}
+def workers(driver: int) -> set[int]:
+    """The processes below a driver, by /proc. Ray's agents are left out: they wait a minute for their Ray, idly."""
+    parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                status = (entry / "stat").read_text()
+                status, names[int(entry.name)] = (entry / "stat").read_text(), (entry / "cmdline").read_text()
             except OSError:
                 continue  # it has just ended
             parents[int(entry.name)] = int(status.rpartition(")")[2].split()[1])
     found: set[int] = set()
-    border = {pid}
+    border = {driver}
     while border:
         border = {child for child, parent in parents.items() if parent in border} - found
         found |= border
-    return found
+    assert any(names[pid].startswith("ray::Slot") for pid in found)
+    return {pid for pid in found if not names[pid].rstrip("\0").endswith("Agent")}
 
 
-def living(pids: set[int]) -> dict[int, str]:
-    """Those of these processes that still run (and are no zombies), with their command lines."""
-    found = {}
+def living(pids: set[int]) -> set[int]:
+    """Those of these processes that still run, and are no zombies."""
+    found = set()
     for pid in pids:
         try:
             state = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
-            line = (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if state not in "ZX" and line:
-            found[pid] = line[:100]
+        if state not in "ZX":
+            found.add(pid)
     return found
 
 
@@ -206,14 +204,14 @@ def test_a_driver_killed_and_started_again_measures_nothing_twice_and_repeats_no
     first = new_place.start("--workers", "2", trials=trials)
     processes.append(first)
     until(lambda: len(new_place.measured()) >= 3, 100, first)
-    family = descendants(first.pid)
+    family = workers(first.pid)
     first.kill()
     first.communicate()
     before, trained, proposed = new_place.measured(), new_place.trained(), new_place.proposals()
     assert 3 <= len(before) < trials
     assert new_place.states()["RUNNING"] > 0
     assert family
-    until(lambda: not living(family), 60)  # Ray and its workers end by themselves
+    until(lambda: not living(family), 30)  # Ray and its workers end by themselves
 
     second = new_place.start("--workers", "2", trials=trials)
     processes.append(second)
@@ -231,8 +229,6 @@ def test_a_driver_killed_and_started_again_measures_nothing_twice_and_repeats_no
     proposals = new_place.proposals()
     assert proposed.items() <= proposals.items()
     assert len(set(proposals.values())) == len(proposals)
-    family = descendants(second.pid)
-    until(lambda: not living(family), 30)
 
 
 # -------------------------------------------------------------------------------------- Ctrl-C, two drivers
@@ -244,7 +240,7 @@ def interrupted(place: Place) -> tuple[int, str, str, subprocess.CompletedProces
     first = place.start("--workers", "2", trials=1000)
     try:
         until(lambda: len(place.measured()) >= 2, 100, first)
-        family = descendants(first.pid)
+        family = workers(first.pid)
         second = place.run(trials=1000)
         assert first.poll() is None
         os.killpg(first.pid, signal.SIGINT)
@@ -280,18 +276,12 @@ def test_a_second_driver_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "key"),
-    [(["--seed", "1"], "seed (0, now 1)"), (["--set", "proxy.epochs=2"], "proxy.epochs (5, now 2)")],
-)
-def test_another_meaning_of_the_scores_is_refused(
-    place: Place, interrupted: object, words: list[str], key: str
-) -> None:
+def test_another_meaning_of_the_scores_is_refused(place: Place, interrupted: object) -> None:
     config, before = (place.folder / "faults" / "config.toml").read_text(), place.measured()
-    run = place.run(*words, trials=1000)
+    run = place.run("--seed", "1", "--set", "proxy.epochs=2", trials=1000)
     assert run.returncode == 2
     (line,) = run.stderr.strip().splitlines()
-    assert key in line
+    assert "seed (0, now 1), proxy.epochs (5, now 2)" in line
     assert "--name" in line
     assert place.measured() == before
     assert (place.folder / "faults" / "config.toml").read_text() == config

@@ -18,6 +18,7 @@ from nas.config import DataConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, Images, load
 from nas.ladder import Rung
 from nas.proxy import Bench, Job, Outcome, Setting, SpaceSpec
+from nas.records import Measurement
 from nas.space import Architecture
 
 CPU = torch.device("cpu")
@@ -118,8 +119,10 @@ def architecture(seed: int = 3) -> Architecture:
     return NAMED.load().random(seed)
 
 
-def breaking(bench: Bench, fails: str, words: str = "it broke", rung: Rung = PROXY) -> Outcome:
-    return bench.measure(Job.of(bench.space.architecture_type(fails=fails, words=words), rung, 0))
+def breaking(
+    bench: Bench, fails: str, words: str = "it broke", rung: Rung = PROXY, trial: int | None = None
+) -> Outcome:
+    return bench.measure(Job.of(bench.space.architecture_type(fails=fails, words=words), rung, 0, trial))
 
 
 # ---------------------------------------------------------------------------------------- self-contained
@@ -270,30 +273,34 @@ def test_a_final_rung_trains_on_all_but_test_and_returns_the_bare_network_that_i
     assert measurement.signals["test_accuracy"] > 0.3
 
 
-# ----------------------------------------------------------------------------------------------- latency
+# ------------------------------------------------------------------------------------------------ limits
 
 
-def test_over_the_latency_limit_is_infeasible_before_training(tmp_path: Path, data: Data) -> None:
+@pytest.mark.parametrize(("limit", "name"), [("max_latency", "latency_ms"), ("max_params", "params")])
+def test_a_candidate_over_a_limit_is_infeasible_before_training(
+    tmp_path: Path, data: Data, limit: str, name: str
+) -> None:
     file = tmp_path / "faulty.py"
     file.write_text(FAULTY)
     spec = SpaceSpec.of(f"{file}:Space", {})
 
-    def measured(limits: SearchConfig) -> Outcome:
-        return breaking(Bench(Setting(spec, data.without_test(), limits), CPU), "forward")  # trained, it would fail
+    def measured(value: float, trial: int | None) -> Measurement:
+        limits = SearchConfig.model_validate({limit: value})
+        bench = Bench(Setting(spec, data.without_test(), limits), CPU)
+        return breaking(bench, "forward", trial=trial).measurement  # trained, it would fail
 
-    outcome = measured(SearchConfig(max_latency=1e-9))
-    assert outcome.measurement.status == "infeasible"
-    assert set(outcome.measurement.signals) == {"params", "flops", "latency_ms"}
-    assert outcome.measurement.cost == {}
-    assert outcome.measurement.cause is not None
-    assert outcome.measurement.cause.startswith("latency_ms ")
-    assert outcome.measurement.cause.endswith("% over the limit")
-    assert measured(SearchConfig(max_latency=1e9)).measurement.status == "failed"
+    over = measured(1 if name == "params" else 1e-9, trial=7)
+    assert over.status == "infeasible"
+    assert {name} <= set(over.signals) <= {"params", "flops", "latency_ms"}
+    assert over.cost == {}
+    assert re.fullmatch(rf"{name} [\d.,e-]+ is [\d.,e+]+ % over the limit", over.cause or "")
+    assert measured(10**9, trial=7).status == "failed"
+    assert measured(1 if name == "params" else 1e-9, trial=None).status == "failed"  # a reference keeps no limits
 
 
 @pytest.mark.parametrize("limits", [SearchConfig(max_latency=1e9), SearchConfig(objectives=("loss", "latency"))])
 def test_latency_is_measured_where_it_matters(data: Data, limits: SearchConfig, bench: Bench) -> None:
-    job = Job.of(architecture(), PROXY, 0)
+    job = Job.of(architecture(), PROXY, 0, 1)
     measured = Bench(Setting(NAMED, data.without_test(), limits), CPU).measure(job).measurement
     plain = bench.measure(job).measurement
     assert 0 < measured.signals["latency_ms"] < 1000

@@ -20,10 +20,11 @@ from nas.data import Data, load
 from nas.errors import LeaseLost
 from nas.executor import Executor, InProcess
 from nas.ladder import Rung
+from nas.progress import Budget, Event
 from nas.proxy import Job, Setting, SpaceSpec
 from nas.records import Measurement, Records
 from nas.retrain import RANDOM_REFERENCES, SAFETY, TYPICAL_SHARE, affordable_epochs, affordable_flops, references
-from nas.search import Budget, Candidates, Event
+from nas.search import Candidates
 from nas.space import Architecture
 
 SPEC = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})
@@ -91,6 +92,7 @@ def test_affordable_epochs_by_hand() -> None:
     assert affordable_epochs(100, [one] * 4, 1000, 3) == 21  # one slot has two of them
     assert affordable_epochs(100, [one] * 4, 1000, 100) == 42
     assert affordable_epochs(100, [one, probe(seconds=6)], 1000, 2) == 14  # the slowest decides
+    assert affordable_epochs(100, [one, one, probe(seconds=3)], 1000, 2) == 21  # the longest goes first: 3 beside 2 + 2
     assert affordable_epochs(0.001, [one], 1000, 1) == 1
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sql
 from optuna.trial import TrialState
 
 from nas.space import Architecture, SearchSpace
-from nas.study import ARCHITECTURE, CAUSE, Asked, Study, make_sampler
+from nas.study import ARCHITECTURE, CAUSE, GENERATION, Asked, Study, make_sampler, proposals
 
 NAMES = tuple("abcdef")
 
@@ -92,7 +92,7 @@ def loss(asked: Asked) -> float:
     return sum((value - 11) ** 2 for value in values) + (asked.architecture.kind == "round")  # type: ignore[attr-defined]
 
 
-def excess(asked: Asked, limit: int = 30) -> float:
+def excess(asked: Asked, limit: int) -> float:
     return sum(asked.architecture.values) / limit - 1  # type: ignore[attr-defined]
 
 
@@ -108,12 +108,13 @@ def advance(study: Study, count: int) -> list[Asked]:
 # --------------------------------------------------------------------------------------------- proposals
 
 
-@pytest.mark.parametrize(("sampler", "trials"), [("random", 12), ("tpe", 24), ("nsga2", 56), ("gp", 11)])
+@pytest.mark.parametrize(("sampler", "trials"), [("random", 12), ("tpe", 24), ("nsga2", GENERATION + 6), ("gp", 11)])
 def test_a_reopened_study_proposes_what_an_uninterrupted_one_would_have(
     new: Callable[..., Study], sampler: str, trials: int
 ) -> None:
     whole = [asked.architecture for asked in advance(new(sampler, name="whole"), trials)]
-    assert len({one.key for one in whole}) == trials  # a seeded sampler that starts again repeats itself
+    repeated = trials - len({one.key for one in whole})  # a seeded sampler that starts again repeats itself ...
+    assert repeated <= (2 if sampler == "nsga2" else 0)  # ... but a child may be just like a parent
     pieces: list[Asked] = []
     for count in (1, 3, trials - 7, 1, 1, 1):
         pieces += advance(new(sampler, name="pieces"), count)
@@ -177,14 +178,14 @@ def test_what_an_interrupted_driver_said_of_a_trial_may_be_said_again(
 
 
 def test_tpe_learns_to_stay_within_the_limits(new: Callable[..., Study]) -> None:
-    """The loss pulls towards 66, the limit is 30: about one random point in thirteen keeps it."""
+    """The loss pulls towards a sum of 66, the limit is 16: one random point in 225 keeps it."""
     feasible = {}
     for sampler in ("tpe", "random"):
         study = new(sampler, name=sampler)
         found = []
         for _ in range(80):
             asked = study.ask(GRID)
-            over = excess(asked)
+            over = excess(asked, 16)
             study.constrain(asked.number, {"params": over})
             if over > 0:
                 study.tell_infeasible(asked.number, "over")
@@ -192,11 +193,11 @@ def test_tpe_learns_to_stay_within_the_limits(new: Callable[..., Study]) -> None
                 study.tell(asked.number, [loss(asked)])
             found.append(over <= 0)
         feasible[sampler] = sum(found[-30:])
-    assert feasible["random"] <= 8
-    assert feasible["tpe"] >= 15
+    assert feasible["random"] <= 3
+    assert feasible["tpe"] >= 10
 
 
-@pytest.mark.parametrize(("sampler", "trials"), [("nsga2", 60), ("tpe", 24), ("random", 8), ("gp", 12)])
+@pytest.mark.parametrize(("sampler", "trials"), [("nsga2", 2 * GENERATION), ("tpe", 24), ("random", 8), ("gp", 12)])
 def test_several_objectives_with_infeasible_and_failed_trials(
     new: Callable[..., Study], stored: Callable[..., list[optuna.trial.FrozenTrial]], sampler: str, trials: int
 ) -> None:
@@ -287,13 +288,15 @@ def test_an_enqueued_point_is_not_lost_when_its_trial_is_interrupted_at_once(new
     assert again.ask(GRID).architecture != GRID.point(FIRST)
 
 
-def test_architectures_tells_of_every_trial(new: Callable[..., Study]) -> None:
+def test_proposals_tells_of_every_trial_that_has_an_architecture(new: Callable[..., Study], tmp_path: Path) -> None:
     study = new()
-    done, over, running = (study.ask(GRID) for _ in range(3))
-    study.tell(done.number, [1.0])
-    study.tell_infeasible(over.number, "over")
-    states = [(0, "complete", done), (1, "pruned", over), (2, "running", running)]
-    assert new().architectures() == [(n, state, asked.architecture.to_json()) for n, state, asked in states]
+    asked = [study.ask(GRID) for _ in range(3)]
+    study.tell(asked[0].number, [1.0])
+    study.tell_infeasible(asked[1].number, "over")
+    with pytest.raises(KeyboardInterrupt):
+        study.ask(Breaking(1))
+    found = proposals(f"sqlite:///{tmp_path / 'study'}.db", "study")
+    assert found == [(one.number, one.architecture.to_json()) for one in asked]
 
 
 def test_sqlite_is_tuned_for_one_writer_beside_readers(new: Callable[..., Study]) -> None:

@@ -59,7 +59,7 @@ SETS: Mapping[str, Known] = MappingProxyType(
         ),
         "fashion-mnist": Known(
             description="70,000 grey 28x28 images of clothes, 10 classes; 30 MB",
-            augmentations=("crop", "flip"),
+            augmentations=("flip",),  # shifts cost 1.4 points in a short training: the clothes are centred
             reader="idx",
             urls=(
                 "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
