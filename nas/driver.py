@@ -128,11 +128,12 @@ def driving(config: Config, listen: Listener, workers: bool = True) -> Iterator[
         now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)
         proxy = ladder.proxy_rung(suited, len(data.train))
-        _make_folder(config, space)
+        _make_folder(config)
         engine = open_database(config.database)
         with Lease(engine, config.experiment) as lease:
             records = Records(engine, config.experiment)
             refuse_changes(config, now)  # again: nobody else can begin it now
+            _write_config(config, space)
             records.set_fact("meaning", now)
             records.set_fact("proxy_rung", proxy.key)
             records.set_fact("image", [*data.input_shape, len(data.classes)])
@@ -160,12 +161,18 @@ def _in_background(call: Callable[[], Data]) -> Future[Data]:
     return future
 
 
-def _make_folder(config: Config, space: SearchSpace) -> None:
-    """The experiment's folder with its resolved config."""
-    file = config.folder / "config.toml"
+def _make_folder(config: Config) -> None:
     try:
         config.folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
+    except OSError as error:
+        raise ExperimentError(f"cannot write to {str(config.folder)!r}: {error.strerror}") from None
+
+
+def _write_config(config: Config, space: SearchSpace) -> None:
+    """The resolved config, into the experiment's folder; whole or not at all."""
+    file = config.folder / "config.toml"
+    partial = file.with_suffix(".partial")
+    try:
         partial.write_text(configuration.explained(config, space.settings), encoding="utf-8")
         partial.replace(file)
     except OSError as error:

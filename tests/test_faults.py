@@ -200,7 +200,7 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
 def test_a_driver_killed_and_started_again_measures_nothing_twice_and_repeats_no_proposal(
     new_place: Place, processes: list[subprocess.Popen[str]]
 ) -> None:
-    trials = 9
+    trials = 7
     first = new_place.start("--workers", "2", trials=trials)
     processes.append(first)
     until(lambda: len(new_place.measured()) >= 3, 100, first)
@@ -241,7 +241,10 @@ def interrupted(place: Place) -> tuple[int, str, str, subprocess.CompletedProces
     try:
         until(lambda: len(place.measured()) >= 2, 100, first)
         family = workers(first.pid)
+        config = place.folder / "faults" / "config.toml"
+        before = config.read_text()
         second = place.run(trials=1000)
+        assert config.read_text() == before  # it would say another executor
         assert first.poll() is None
         os.killpg(first.pid, signal.SIGINT)
         out, complaints = first.communicate(timeout=60)

@@ -108,7 +108,7 @@ def advance(study: Study, count: int) -> list[Asked]:
 # --------------------------------------------------------------------------------------------- proposals
 
 
-@pytest.mark.parametrize(("sampler", "trials"), [("random", 12), ("tpe", 24), ("nsga2", GENERATION + 6), ("gp", 11)])
+@pytest.mark.parametrize(("sampler", "trials"), [("random", 12), ("tpe", 16), ("nsga2", GENERATION + 4), ("gp", 11)])
 def test_a_reopened_study_proposes_what_an_uninterrupted_one_would_have(
     new: Callable[..., Study], sampler: str, trials: int
 ) -> None:
@@ -197,7 +197,7 @@ def test_tpe_learns_to_stay_within_the_limits(new: Callable[..., Study]) -> None
     assert feasible["tpe"] >= 10
 
 
-@pytest.mark.parametrize(("sampler", "trials"), [("nsga2", 2 * GENERATION), ("tpe", 24), ("random", 8), ("gp", 12)])
+@pytest.mark.parametrize(("sampler", "trials"), [("nsga2", GENERATION + 8), ("tpe", 14), ("random", 8), ("gp", 12)])
 def test_several_objectives_with_infeasible_and_failed_trials(
     new: Callable[..., Study], stored: Callable[..., list[optuna.trial.FrozenTrial]], sampler: str, trials: int
 ) -> None:
