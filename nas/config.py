@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
@@ -78,25 +79,84 @@ class DataConfig(Section):
     size: Positive | None = Field(None, description="Images of a folder are resized to this many pixels a side.")
 
 
+TowerLabels = Literal["own", "coarse"] | tuple[tuple[str, str], ...]
+Weight = Annotated[float, Field(ge=0)]
+PLACEMENTS = "auto, middle, thirds, two-thirds, stages, every:k, none, or cell numbers from 0"
+
+
 class TowersConfig(Section):
     """Auxiliary towers, only ever used in training."""
 
-    placement: Literal["auto", "middle", "thirds", "none"] | tuple[CellNumber, ...] = Field(
-        "auto", description="Where: auto, middle, thirds, none, or cell numbers from 0."
+    placement: (
+        Annotated[str, Field(pattern=r"^(auto|middle|thirds|two-thirds|stages|every:[1-9]\d*|none)$")]
+        | tuple[CellNumber, ...]
+    ) = Field("auto", description=f"Where: {PLACEMENTS}.")
+    kind: Literal["light", "linear", "googlenet", "darts", "fcn"] = Field(
+        "light", description="Which tower: light, linear, googlenet, darts; fcn for dense prediction."
     )
-    kind: Literal["light", "googlenet"] = Field("light", description="Which tower: light or googlenet.")
-    weight: float = Field(0.3, ge=0, description="Weight of each tower's loss beside the main loss.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Course of the weight over training: constant, or decaying to 0."
+    share: Fraction = Field(
+        0.1, description="Light and linear towers shrink to this share of the bare network's FLOPs, all together."
+    )
+    weight: Weight | tuple[Weight, ...] = Field(0.3, description="Weight of the towers' losses, or of each one's.")
+    schedule: Annotated[str, Field(pattern=r"^(constant|linear|cosine|off:(0?\.\d+|1|1\.0))$")] = Field(
+        "constant",
+        description="Course of the weights: constant, linear or cosine to 0, or off:f (0 after a fraction f).",
+    )
+    reach: Annotated[str, Field(pattern=r"^(full|relay:[1-9]\d*|detached)$")] = Field(
+        "full",
+        description="Gradients of a tower reach all earlier layers (full), k cells (relay:k) or none (detached).",
+    )
+    main_reach: Positive | None = Field(
+        None, description="With relay:k, cells below the head that the main loss reaches; unset: all."
+    )
+    labels: TowerLabels | tuple[TowerLabels, ...] = Field(
+        "own",
+        description="What the towers, or each one, learn: own, coarse (the set's super-classes), or a file of groups.",
     )
 
-    @field_validator("placement", mode="wrap")
+    @field_validator("placement", "schedule", "reach", "labels", mode="wrap")
     @classmethod
-    def _one_message_for_both_forms(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    def _one_message_for_all_forms(
+        cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> Any:
         try:
-            return validate(value)
+            return validate(_read_groups(value) if info.field_name == "labels" else value)
         except ValidationError:
-            raise ValueError("must be auto, middle, thirds, none, or cell numbers from 0") from None
+            valid = {
+                "placement": PLACEMENTS,
+                "schedule": "constant, linear, cosine or off:f with f up to 1, such as off:0.5",
+                "reach": "full, relay:k (such as relay:2) or detached",
+                "labels": "own, coarse, or a TOML or JSON file of class = group; or a list of these, one a tower",
+            }
+            raise ValueError(f"must be {valid[str(info.field_name)]}") from None
+
+    @model_validator(mode="after")
+    def _main_reach_relays(self) -> Self:
+        if self.main_reach is not None and not self.reach.startswith("relay:"):
+            raise ValueError(f"main_reach goes with reach relay:k, not with {self.reach}")
+        return self
+
+
+def _read_groups(labels: Any) -> Any:
+    """What a person writes as labels, with files and tables of groups turned into pairs of class and group."""
+    if isinstance(labels, list):
+        return [one if _is_pair(one) else _read_groups(one) for one in labels]
+    if isinstance(labels, str) and labels not in ("own", "coarse"):
+        try:
+            text = Path(labels).read_text(encoding="utf-8")
+            labels = json.loads(text) if labels.endswith(".json") else tomllib.loads(text)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {labels!r} as a file of class = group: {error}") from None
+    return tuple((str(one), str(group)) for one, group in labels.items()) if isinstance(labels, Mapping) else labels
+
+
+def _is_pair(labels: Any) -> bool:
+    return (
+        isinstance(labels, list | tuple)
+        and len(labels) == 2
+        and labels[0] not in ("own", "coarse")
+        and all(isinstance(one, str) for one in labels)
+    )
 
 
 class Recipe(Section):
@@ -115,6 +175,9 @@ class Recipe(Section):
     warmup: Fraction = Field(0.25, description="Share of the steps in which one-cycle rises.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the label given to all classes.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of averaged weights, which are then scored; 0: off.")
+    gradient_norms: tuple[Positive, ...] = Field(
+        (), description="Steps (from 1) after whose backward the norm of each cell's gradient is recorded."
+    )
     clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0: no clipping.")
     augment: tuple[Literal["crop", "flip", "cutout"], ...] | None = Field(
         None, description="Any of crop, flip, cutout; unset: what suits the data set."

@@ -189,7 +189,9 @@ def check_usable(config: Config, space: SearchSpace, data: Data) -> None:
     for attempt in range(1, TRIED + 1):
         try:
             network = space.build(space.random(config.seed + attempt), data.input_shape, len(data.classes))
-            auxiliary.place(config.towers, len(auxiliary.cell_names(network)))
+            auxiliary.supervise(
+                network, config.towers, data.input_shape, len(data.classes), 0, data.coarse, data.classes
+            )
             return
         except InputError as error:
             problem = error

@@ -152,10 +152,21 @@ class Bench:
         if over and job.trial is not None:  # limits are for candidates, not for references
             return job.failed(over, "infeasible", signals)
 
-        model = auxiliary.attach(network, rung.towers, data.input_shape, classes, training.stream(job.seed, "towers"))
+        model = auxiliary.supervise(
+            network,
+            rung.towers,
+            data.input_shape,
+            classes,
+            training.stream(job.seed, "towers"),
+            data.coarse,
+            data.classes,
+        )
+        signals["tower_share"] = model.share
         task = training.Classification()
-        fit = training.fit(model, task, self._images(rung.final), rung.recipe, rung.towers, job.seed)
-        signals["train_loss"] = fit.train_losses[-1]
+        fit = training.fit(model, task, self._images(rung.final), rung.recipe, job.seed)
+        signals |= {"train_loss": fit.train_losses[-1], "train_accuracy": fit.train_accuracy}
+        for step, norms in fit.gradient_norms.items():
+            signals |= {f"gradient_norm_cell{cell}_step{step}": norm for cell, norm in enumerate(norms)}
         split = "test" if rung.final else "val"
         scores = training.evaluate(model, task, self._scored(rung.final), rung.recipe.batch_size)
         signals |= {name if name.startswith("tower") else f"{split}_{name}": v for name, v in scores.items()}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nas import auxiliary
 from nas.auxiliary import DeepSupervision
-from nas.config import Recipe, TowersConfig
+from nas.config import Recipe
 from nas.data import Images
 from nas.data.augment import augment
 from nas.errors import CandidateError
@@ -75,9 +76,15 @@ class Resident:
 
 @dataclass(frozen=True)
 class Fit:
-    """What training left to read: the main head's mean training loss an epoch, seconds, images seen."""
+    """What training left to read: the main head's mean training loss an epoch, seconds, images seen.
+
+    `train_accuracy` is the main head's over the last epoch, as it trained. `gradient_norms` holds, for each step
+    asked for, the norm of the gradient on each cell's parameters, by depth.
+    """
 
     train_losses: tuple[float, ...]
+    train_accuracy: float
+    gradient_norms: Mapping[int, tuple[float, ...]]
     seconds: float
     images: int
 
@@ -87,7 +94,7 @@ def stream(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6], "big")
 
 
-def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, towers: TowersConfig, seed: int) -> Fit:
+def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, seed: int) -> Fit:
     """Train network and towers together, in place. `recipe.epochs` must be set.
 
     The schedule anneals to zero within the epochs. With `recipe.ema` the averaged weights are what is left in the
@@ -109,12 +116,15 @@ def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, to
     order = torch.Generator().manual_seed(stream(seed, "order"))
     chance = torch.Generator().manual_seed(stream(seed, "augment"))
     chosen = torch.randperm(len(images), generator=order)[:count].to(device)
-    losses: list[float] = []
+    criterion = partial(task.loss, label_smoothing=recipe.label_smoothing)
+    train_losses: list[float] = []
+    gradient_norms: dict[int, tuple[float, ...]] = {}
     with _dropout_seeded(stream(seed, "dropout"), device):
         model.train()
         step = 0
         for _ in range(recipe.epochs):
             total = torch.zeros((), device=device)
+            right = torch.zeros((), device=device)
             for batch in _batches(chosen, recipe.batch_size, order):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * learning_rate_share(recipe, step / steps)
@@ -122,36 +132,53 @@ def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, to
                 pixels = augment(pixels, recipe.augment or (), chance)
                 labels = images.labels[batch]
                 with _autocast(recipe, device):
-                    logits, tower_logits = model(images.normalised(pixels))
-                    main = task.loss(logits, labels, recipe.label_smoothing)
-                    loss = main
-                    for logits in tower_logits:
-                        tower_loss = task.loss(logits, labels, recipe.label_smoothing)
-                        loss = loss + auxiliary.weight(towers, step / steps) * tower_loss
+                    outputs = model(images.normalised(pixels))
+                    losses = model.losses(outputs, labels, step / steps, criterion)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                losses.backward()
+                if step + 1 in recipe.gradient_norms:
+                    gradient_norms[step + 1] = cell_gradient_norms(model)
                 if recipe.clip:
                     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
                 optimizer.step()
                 if averaged is not None:
                     averaged.update_parameters(model)
-                total += main.detach().float()
+                total += losses.main.detach().float()
+                right += task.correct(outputs[0].detach(), labels)
                 step += 1
                 if step % CHECK_EVERY == 0 or step == steps:
-                    _must_be_finite(total + loss.detach(), step)
-            losses.append(float(total) / steps_an_epoch)
+                    _must_be_finite(total + losses.total.detach(), step)
+            train_losses.append(float(total) / steps_an_epoch)
     if averaged is not None:
         counters = {name: one for name, one in model.state_dict().items() if not one.is_floating_point()}
         model.load_state_dict(averaged.module.state_dict() | counters)  # an averaged count would be no count
-    return Fit(tuple(losses), time.perf_counter() - start, steps * min(count, recipe.batch_size))
+    an_epoch = steps_an_epoch * min(count, recipe.batch_size)
+    return Fit(
+        train_losses=tuple(train_losses),
+        train_accuracy=float(right) / an_epoch,
+        gradient_norms=gradient_norms,
+        seconds=time.perf_counter() - start,
+        images=recipe.epochs * an_epoch,
+    )
+
+
+def cell_gradient_norms(model: DeepSupervision) -> tuple[float, ...]:
+    """The L2 norm of the gradient on each cell's parameters, by depth; 0 where there is none."""
+    return tuple(
+        math.sqrt(sum(float(p.grad.square().sum()) for p in cell.parameters() if p.grad is not None))
+        for cell in (model.network.get_submodule(name) for name in auxiliary.cell_names(model.network))
+    )
 
 
 @torch.inference_mode()
 def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: int = 128) -> Mapping[str, float]:
-    """``loss`` and ``accuracy`` of the main head, and ``tower<cell>_loss``, ``tower<cell>_accuracy`` apart."""
+    """``loss`` and ``accuracy`` of the main head, and ``tower<cell>_loss``, ``tower<cell>_accuracy`` apart.
+
+    A tower with coarse labels is scored by these.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    heads = ["", *(f"tower{cell}_" for cell in model.cells)]
+    heads = ["", *(f"{name}_" for name in model.names)]
     losses = torch.zeros(len(heads), device=images.device)
     correct = torch.zeros(len(heads), device=images.device)
     for start in range(0, len(images), batch_size):
@@ -159,8 +186,9 @@ def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: i
         labels = images.labels[start : start + batch_size]
         logits, tower_logits = model(pixels)
         for head, one in enumerate([logits, *tower_logits]):
-            losses[head] += task.loss(one, labels) * len(labels)
-            correct[head] += task.correct(one, labels)
+            target = labels if head == 0 else model.labels(head - 1, labels)
+            losses[head] += task.loss(one, target) * len(labels)
+            correct[head] += task.correct(one, target)
     for module, mode in modes.items():
         module.training = mode
     signals = {}

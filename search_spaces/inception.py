@@ -158,7 +158,7 @@ class Cell(nn.Module):
 
 
 class InceptionNetwork(nn.Module):
-    """Stem, stages of cells with max pooling between them, global average pooling, dropout, one linear layer.
+    """Stem, stages of cells with max pooling between them, average pooling (or none), dropout, one linear layer.
 
     ``(N, C, H, W)`` to logits ``(N, classes)``. ``cell_names`` names the cells by depth.
     """
@@ -183,9 +183,10 @@ class InceptionNetwork(nn.Module):
                 names.append(f"body.cell{number}{letter}")
                 channels = cell.width
         self.cell_names = tuple(names)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        side = 1 if settings.head == "average" else size
+        self.pool = nn.AdaptiveAvgPool2d(side)
         self.dropout = nn.Dropout(settings.dropout)
-        self.linear = nn.Linear(channels, num_classes)
+        self.linear = nn.Linear(channels * side * side, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.body(self.stem(x)))
@@ -243,6 +244,9 @@ class InceptionSettings(SpaceSettings):
     tied: bool = Field(True, description="All cells of a stage are alike.")
     resolution: int = Field(16, ge=4, description="The stem brings images to at most this many pixels a side.")
     batch_norm: bool = Field(True, description="Batch norm after each convolution.")
+    head: Literal["average", "fully-connected"] = Field(
+        "average", description="What the last linear layer reads: the average of the map, or all of it."
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the last linear layer.")
 
     @model_validator(mode="after")

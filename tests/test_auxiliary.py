@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nas import auxiliary
-from nas.auxiliary import DeepSupervision, Tap, attach, cell_names, find_taps, place, weight
+from nas.auxiliary import DeepSupervision, Tap, attach, cell_names, course, place, rehearse, supervise
 from nas.config import TowersConfig
 from nas.errors import ConfigError, SpaceError
 from search_spaces.inception import InceptionSettings, InceptionSpace

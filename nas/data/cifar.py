@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from nas.data.archives import folders, not_found, verified
-from nas.data.images import Images
+from nas.data.images import Images, Labels, Source
 from nas.data.sets import Known
 from nas.errors import DataError
 
@@ -44,18 +44,17 @@ def locate(name: str, entry: Known, directory: Path) -> Path:
     raise not_found(name, best or [f"{archive} or {entry.folder}/"], looked)
 
 
-def read(entry: Known, place: Path) -> tuple[tuple[str, ...], Images, Images]:
-    """(class names, training images, test images) of a .tar.gz or a folder; raises DataError."""
+def read(entry: Known, place: Path) -> Source:
+    """The data set of a .tar.gz or a folder, with CIFAR-100's super-classes; raises DataError."""
     batches, test, meta = _MEMBERS[entry.folder]
     tables = {name: _load(file, f"{place}/{name}") for name, file in _files(entry, place)}
     if lacking := [name for name in _names(entry) if name not in tables]:
         raise DataError(f"{str(place)!r} lacks {', '.join(lacking)}")
     train = _joined([_images(tables[name], f"{place}/{name}") for name in batches])
-    return (
-        _class_names(tables[meta], f"{place}/{meta}"),
-        train,
-        _joined([_images(tables[test], f"{place}/{test}")]),
-    )
+    classes = _class_names(tables[meta], f"{place}/{meta}")
+    official_test = _joined([_images(tables[test], f"{place}/{test}")])
+    coarse = _super_classes(tables[batches[0]], train.labels, len(classes), f"{place}/{batches[0]}")
+    return Source(classes, train, official_test, entry.augmentations, coarse)
 
 
 def _names(entry: Known) -> tuple[str, ...]:
@@ -167,3 +166,17 @@ def _class_names(table: dict[bytes, Any], where: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
         raise DataError(f"{where!r} is not a CIFAR file: no names of classes")
     return tuple(name.decode() for name in names)
+
+
+def _super_classes(table: dict[bytes, Any], labels: Labels, count: int, where: str) -> tuple[int, ...] | None:
+    """The super-class of each class, from the pairs that the training images carry; None where they carry none."""
+    coarse = table.get(b"coarse_labels")
+    if coarse is None:
+        return None
+    found = dict(zip(labels.tolist(), coarse, strict=False))
+    if len(coarse) != len(labels) or not all(type(one) is int for one in coarse):
+        raise DataError(f"{where!r} is damaged: its coarse labels do not go with its images")
+    if len(found) < count:
+        return None  # a cut-down set: not every class occurs
+    numbers = sorted(set(found.values()))
+    return tuple(numbers.index(found[one]) for one in range(count))

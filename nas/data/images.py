@@ -34,12 +34,14 @@ class Source:
     """A data set as its files give it: checked for form, not yet split.
 
     `test` is the official test split; None: the set has none, and one is cut from `images`.
+    `coarse` is the number of the super-class of each class, where the set has such.
     """
 
     classes: tuple[str, ...]
     images: Images
     test: Images | None
     augmentations: tuple[str, ...]
+    coarse: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class Data:
     train and validation are shuffled, so that any first part of them is a random sample.
     mean, std: one number a channel, in pixel units (0 to 255), of the training split; std is never 0.
     augmentations: what suits this set, of crop, flip and cutout.
+    coarse: the number of the super-class of each class, where the set has such (CIFAR-100 has 20).
     fingerprint: hash of pixels, labels and split, the test split included even after `without_test`.
     """
 
@@ -61,6 +64,7 @@ class Data:
     std: tuple[float, ...]
     augmentations: tuple[str, ...]
     fingerprint: str
+    coarse: tuple[int, ...] | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -34,6 +34,7 @@ def load(config: DataConfig, progress: bool = False) -> Data:
         std=std,
         augmentations=source.augmentations,
         fingerprint=fingerprint((train, validation, test)),
+        coarse=source.coarse,
     )
 
 
@@ -62,8 +63,7 @@ def _read_known(name: str, entry: Known, directory: Path | None, progress: bool)
     if entry.reader == "idx":
         train, test = idx.read(idx.locate(name, entry, place))
         return Source(entry.classes, train, test, entry.augmentations)
-    classes, train, test = cifar.read(entry, cifar.locate(name, entry, place))
-    return Source(classes, train, test, entry.augmentations)
+    return cifar.read(entry, cifar.locate(name, entry, place))
 
 
 def _digits() -> Images:
