@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas import auxiliary
-from nas.auxiliary import DeepSupervision, Tap, attach, cell_names, course, place, rehearse, supervise
+from nas.auxiliary import DeepSupervision, Tap, cell_names, course, place, rehearse, supervise, towers
 from nas.config import TowersConfig
 from nas.errors import ConfigError, SpaceError
 from search_spaces.inception import InceptionSettings, InceptionSpace
@@ -91,8 +90,10 @@ def inception(seed: int = 3, **keys: Any) -> nn.Module:
 NETWORKS = {"inception": inception, "residual": Residual, "without batch norm": lambda: inception(batch_norm=False)}
 
 
-def supervise(network: nn.Module, *cells: int, kind: str = "light", shape: tuple[int, int, int] = SHAPE) -> Any:
-    return attach(network, TowersConfig(placement=cells or "thirds", kind=kind), shape, 10)  # type: ignore[arg-type]
+def with_towers(network: nn.Module, *cells: int, kind: str = "light", shape: tuple[int, int, int] = SHAPE) -> Any:
+    """Towers on these cells (none given: at the thirds), of whatever size they like."""
+    config = TowersConfig.model_validate({"placement": cells or "thirds", "kind": kind, "share": 0.99})
+    return supervise(network, config, shape, 10)
 
 
 def hooks(network: nn.Module) -> list[tuple[str, str]]:
@@ -122,7 +123,7 @@ def test_no_hook_and_no_key_is_left_behind(name: str, training: bool) -> None:
     network = NETWORKS[name]()
     keys = list(network.state_dict())
     modules = [name for name, _ in network.named_modules()]
-    supervised = supervise(network).train(training)
+    supervised = with_towers(network).train(training)
     assert supervised.network is network
     for _ in range(2):
         supervised(torch.randn(2, *SHAPE))
@@ -133,7 +134,7 @@ def test_no_hook_and_no_key_is_left_behind(name: str, training: bool) -> None:
 
 def test_no_hook_is_left_behind_when_the_forward_raises() -> None:
     network = Residual()
-    supervised = supervise(network, 0, 1)
+    supervised = with_towers(network, 0, 1)
     assert supervised.taps[0].changed_later
     for broken in (network.layer3, network.layer1, network.fc):
         blow = broken.register_forward_pre_hook(lambda module, inputs: 1 / 0)  # type: ignore[arg-type, return-value]
@@ -154,7 +155,7 @@ def test_no_hook_is_left_behind_when_the_forward_raises() -> None:
 def test_after_a_supervised_forward_the_network_copies_pickles_and_exports(name: str) -> None:
     network = NETWORKS[name]()
     x = torch.randn(2, *SHAPE)
-    logits, aside = supervise(network)(x)
+    logits, aside = with_towers(network)(x)
     (functional.cross_entropy(logits, torch.tensor([0, 1])) + sum(one.sum() for one in aside)).backward()
     expected = network.eval()(x)
     assert torch.equal(copy.deepcopy(network)(x), expected)
@@ -171,7 +172,7 @@ def test_eval_logits_are_bit_identical_with_and_without_towers(name: str, kind: 
     x = torch.randn(5, *SHAPE)
     with torch.no_grad():
         before = network.eval()(x)
-        beside = supervise(network, kind=kind).eval()(x)[0]
+        beside = with_towers(network, kind=kind).eval()(x)[0]
         after = network(x)
     assert torch.equal(before, beside)
     assert torch.equal(before, after)
@@ -181,7 +182,7 @@ def test_training_logits_and_statistics_are_bit_identical_too() -> None:
     """Paired comparisons: towers, their dropout included, draw nothing before the network does."""
     x = torch.randn(5, *SHAPE)
     alone, beside = inception(dropout=0.5), inception(dropout=0.5)
-    supervised = supervise(beside)
+    supervised = with_towers(beside)
     for network, run in ((alone, alone), (beside, lambda x: supervised(x)[0])):
         torch.manual_seed(1)
         network.logits = run(x).detach()  # type: ignore[assignment]
@@ -204,7 +205,7 @@ def before_and_after(network: nn.Module, cell: str) -> tuple[list[str], list[str
 def test_a_towers_loss_reaches_it_and_all_of_the_trunk_before_it(name: str, kind: str) -> None:
     network = NETWORKS[name]()
     names = cell_names(network)
-    supervised = supervise(network, *range(len(names)), kind=kind)
+    supervised = with_towers(network, *range(len(names)), kind=kind)
     assert supervised.cells == tuple(range(len(names)))
     for number, cell in enumerate(names):
         supervised.zero_grad(set_to_none=True)
@@ -221,22 +222,29 @@ def test_a_towers_loss_reaches_it_and_all_of_the_trunk_before_it(name: str, kind
 
 
 def test_rules_place_towers_on_intermediate_cells() -> None:
-    for rule in ("auto", "middle", "thirds"):
+    def placed(rule: Any, cells: int) -> tuple[int, ...]:
+        return place(TowersConfig(placement=rule), [16] * cells)
+
+    for rule in ("auto", "middle", "thirds", "two-thirds", "every:1", "every:2"):
         for cells in range(1, 60):
-            chosen = place(TowersConfig(placement=rule), cells)  # type: ignore[arg-type]
+            chosen = placed(rule, cells)
             assert list(chosen) == sorted(set(chosen))
             assert all(0 <= cell < cells - 1 for cell in chosen)  # never the last, which the main head reads
             assert chosen or cells < 3
-    assert place(TowersConfig(placement="thirds"), 9) == (2, 5)  # as in GoogLeNet
-    assert place(TowersConfig(placement="middle"), 9) == (4,)
-    assert place(TowersConfig(placement="auto"), 2) == ()
-    assert place(TowersConfig(placement="none"), 9) == ()
-    assert place(TowersConfig(placement=(5, 0, 5)), 9) == (0, 5)
+    assert placed("thirds", 9) == (2, 5)  # as in GoogLeNet
+    assert placed("middle", 9) == (4,)
+    assert placed("two-thirds", 20) == (13,)  # as in DARTS: layers = 20, i == 2 * layers // 3
+    assert placed("every:3", 9) == (2, 5)
+    assert placed("auto", 2) == ()
+    assert placed("none", 9) == ()
+    assert placed((5, 0, 5), 9) == (0, 5)
+    assert place(TowersConfig(placement="stages"), [16, 16, 8, 8, 8, 4]) == (1, 4)
+    assert place(TowersConfig(placement="stages"), [8, 8, 8]) == ()
 
 
 def test_a_network_may_be_too_shallow_for_the_automatic_placement() -> None:
     network = inception(widths=(16,), cells=(1, 2), seed=1)
-    supervised = attach(network, TowersConfig(), SHAPE, 10)
+    supervised = supervise(network, TowersConfig(), SHAPE, 10)
     assert supervised.cells == ()
     logits, aside = supervised(torch.randn(2, *SHAPE))
     assert logits.shape == (2, 10)
@@ -246,7 +254,7 @@ def test_a_network_may_be_too_shallow_for_the_automatic_placement() -> None:
 @pytest.mark.parametrize("cells", [(6,), (0, 99), (3, 6)])
 def test_an_explicit_placement_that_finds_no_cell_is_an_error(cells: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=rf"towers\.placement names cell {max(cells)}, .* cells 0 to 5"):
-        supervise(inception(), *cells)
+        with_towers(inception(), *cells)
 
 
 # ------------------------------------------------- 3: towers fit any shape and leave the trunk as it was
@@ -280,7 +288,7 @@ def test_towers_fit_every_architecture_and_size(
     cells = len(cell_names(network))
     where: Any = {"all": tuple(range(cells)), "last": (cells - 1,)}.get(placement, placement)
     before, random = snapshot(network), torch.get_rng_state()
-    supervised = attach(network, TowersConfig(placement=where, kind=kind), shape, classes)  # type: ignore[arg-type]
+    supervised = supervise(network, TowersConfig(placement=where, kind=kind), shape, classes)  # type: ignore[arg-type]
     assert same(before, network.state_dict())
     assert torch.equal(random, torch.get_rng_state())
     logits, aside = supervised(torch.randn(2, *shape))
@@ -304,7 +312,7 @@ def test_attaching_changes_neither_state_nor_mode_nor_random_numbers(make: Any) 
     before = snapshot(network)
     assert any("num_batches_tracked" in name for name in before)
     random = torch.get_rng_state()
-    supervise(network)
+    with_towers(network)
     assert same(before, network.state_dict())
     assert modes == [module.training for module in network.modules()]
     assert torch.equal(random, torch.get_rng_state())
@@ -315,7 +323,7 @@ def test_attaching_changes_neither_state_nor_mode_nor_random_numbers(make: Any) 
 def test_attaching_does_not_reseed_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     network = inception()
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
-    supervise(network)
+    with_towers(network)
 
 
 def test_a_dry_run_that_fails_leaves_the_network_as_it_was() -> None:
@@ -323,7 +331,7 @@ def test_a_dry_run_that_fails_leaves_the_network_as_it_was() -> None:
     network.layer2.training = False
     before, random = snapshot(network), torch.get_rng_state()
     with pytest.raises(RuntimeError):
-        find_taps(network, ["layer1"], (5, 16, 16))
+        rehearse(network, ["layer1"], torch.zeros(2, 5, 16, 16))
     assert same(before, network.state_dict())
     assert [name for name, module in network.named_modules() if not module.training] == ["layer2"]
     assert torch.equal(random, torch.get_rng_state())
@@ -334,7 +342,7 @@ def test_towers_come_from_their_seed_alone() -> None:
     def towers(seed: int, disturbance: int) -> dict[str, Tensor]:
         network = inception()
         torch.manual_seed(disturbance)
-        return attach(network, TowersConfig(placement="thirds"), SHAPE, 10, seed).towers.state_dict()
+        return supervise(network, TowersConfig(placement="thirds"), SHAPE, 10, seed).towers.state_dict()
 
     assert same(towers(0, 1), towers(0, 2))
     assert not same(towers(0, 1), towers(1, 1))
@@ -346,7 +354,7 @@ def test_towers_come_from_their_seed_alone() -> None:
 def test_a_tower_reads_the_cell_before_the_trunk_changes_it_in_place(between: nn.Module) -> None:
     torch.manual_seed(0)
     network = Residual(between=between)
-    supervised = supervise(network, 0, 1)
+    supervised = with_towers(network, 0, 1)
     assert all(tap.changed_later for tap in supervised.taps)
     supervised.towers.eval()  # without dropout, to compare
     x = torch.randn(4, *SHAPE)
@@ -369,17 +377,17 @@ def test_a_tower_reads_the_cell_before_the_trunk_changes_it_in_place(between: nn
 
 
 def test_a_tower_reads_the_very_tensor_where_nothing_changes_it() -> None:
-    assert not any(tap.changed_later for tap in supervise(inception()).taps)
-    assert not any(tap.changed_later for tap in supervise(Residual(between=nn.ReLU())).taps)
+    assert not any(tap.changed_later for tap in with_towers(inception()).taps)
+    assert not any(tap.changed_later for tap in with_towers(Residual(between=nn.ReLU())).taps)
 
 
 def test_the_tower_of_googlenet_pools_14x14_maps_as_the_paper_does_and_any_other_adaptively() -> None:
     x = torch.arange(14.0 * 14).reshape(1, 1, 14, 14)
-    pooling = auxiliary.GoogLeNetTower(Tap("", 1, 14, 14, False), 10)[0]
+    pooling = towers.googlenet(Tap("", 1, 14, 14, False), 10, 0)[0]  # type: ignore[index]
     assert torch.equal(pooling(x), functional.avg_pool2d(x, 5, 3))
     assert pooling(x).shape == (1, 1, 4, 4)
     for height, width in ((1, 1), (2, 3), (7, 7), (14, 15), (64, 9)):
-        tower = auxiliary.GoogLeNetTower(Tap("", 6, height, width, False), 10)
+        tower = towers.googlenet(Tap("", 6, height, width, False), 10, 0)
         assert tower(torch.randn(2, 6, height, width)).shape == (2, 10)
 
 
@@ -418,11 +426,11 @@ class _Pair(nn.Module):
 )
 def test_a_network_that_names_its_cells_wrongly_is_refused(names: Sequence[str] | None, complaint: str) -> None:
     with pytest.raises(SpaceError, match=complaint):
-        supervise(Odd(names), 0)
+        with_towers(Odd(names), 0)
 
 
 def test_the_only_cell_may_carry_a_tower_when_it_is_named() -> None:
-    supervised = supervise(Odd(("cell",)), 0)
+    supervised = with_towers(Odd(("cell",)), 0)
     assert isinstance(supervised, DeepSupervision)
     assert [one.shape for one in supervised(torch.randn(2, *SHAPE))[1]] == [(2, 10)]
 
@@ -436,9 +444,8 @@ def test_the_only_cell_may_carry_a_tower_when_it_is_named() -> None:
         ("constant", [0.3, 0.3, 0.3, 0.3, 0.3]),
         ("linear", [0.3, 0.225, 0.15, 0.075, 0.0]),
         ("cosine", [0.3, 0.256066, 0.15, 0.043934, 0.0]),
+        ("off:0.5", [0.3, 0.3, 0.0, 0.0, 0.0]),
     ],
 )
 def test_weights_over_training(schedule: Any, values: list[float]) -> None:
-    config = TowersConfig(schedule=schedule)
-    assert [weight(config, quarter / 4) for quarter in range(5)] == pytest.approx(values, abs=1e-6)
-    assert weight(TowersConfig(schedule=schedule, weight=0.0), 0.5) == 0
+    assert [0.3 * course(schedule, quarter / 4) for quarter in range(5)] == pytest.approx(values, abs=1e-6)

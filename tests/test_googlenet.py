@@ -48,7 +48,7 @@ def test_the_three_numbers(network: InceptionNetwork) -> None:
     cost = count(network, INPUT_SHAPE)
     assert cost.params == 6_998_552
     assert 1.575e9 <= cost.flops / 2 <= 1.585e9  # 2 FLOPs a multiply-add
-    supervised = auxiliary.attach(network, TOWERS, INPUT_SHAPE, 1000)
+    supervised = auxiliary.supervise(network, TOWERS, INPUT_SHAPE, 1000)
     assert parameters(supervised) == 13_378_280
     assert parameters(network) == 6_998_552
 
@@ -59,7 +59,8 @@ def test_each_module_has_the_parameters_of_table_1(network: InceptionNetwork) ->
 
 
 def test_each_module_has_the_output_of_table_1(network: InceptionNetwork) -> None:
-    taps = auxiliary.find_taps(network, network.cell_names, INPUT_SHAPE)
+    found = auxiliary.rehearse(network, network.cell_names, torch.zeros(1, *INPUT_SHAPE))
+    taps = [found.tap(name) for name in network.cell_names]
     shapes = {name: (tap.channels, tap.height, tap.width) for name, tap in zip(WIDTHS, taps, strict=True)}
     assert shapes == {name: (width, SIZES[name[0]], SIZES[name[0]]) for name, width in WIDTHS.items()}
 
@@ -78,7 +79,7 @@ def test_the_stem_is_the_papers(network: InceptionNetwork) -> None:
 
 def test_the_towers_stand_on_4a_and_4d_and_see_4x4_maps() -> None:
     network = googlenet()
-    supervised = auxiliary.attach(network, TOWERS, INPUT_SHAPE, 1000)
+    supervised = auxiliary.supervise(network, TOWERS, INPUT_SHAPE, 1000)
     assert [(tap.channels, tap.height, tap.width) for tap in supervised.taps] == [(512, 14, 14), (528, 14, 14)]
     assert [network.cell_names[cell] for cell in supervised.cells] == ["body.cell2a", "body.cell2d"]
     seen: list[tuple[int, ...]] = []

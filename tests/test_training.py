@@ -110,7 +110,7 @@ def supervised(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "init"))
         network = kind(**keys)
-    return auxiliary.attach(network, towers, (1, 8, 8), 10, stream(seed, "towers"))
+    return auxiliary.supervise(network, towers, (1, 8, 8), 10, stream(seed, "towers"))
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_the_same_seed_gives_the_same_result_bit_for_bit_whatever_runs_between(t
 
     def run(seed: int) -> tuple[str, tuple[float, ...]]:
         model = supervised(towers=TOWERS, seed=seed, dropout=0.3)
-        result = fit(model, TASK, train, wanted, TOWERS, seed)
+        result = fit(model, TASK, train, wanted, seed)
         return checksum(*model.state_dict().values()), result.train_losses
 
     once = run(7)
@@ -173,8 +173,8 @@ def test_with_and_without_towers_the_network_sees_the_same_weights_batches_and_a
     towers = TowersConfig.model_validate({"placement": placement, "weight": 1.0})
     bare, towered = supervised(Witness), supervised(Witness, towers)
     assert len(towered.cells) == {"middle": 1, "thirds": 2}.get(str(placement), 3)
-    for model, config in ((bare, NO_TOWERS), (towered, towers)):
-        fit(model, TASK, train, wanted, config, 0)
+    for model in (bare, towered):
+        fit(model, TASK, train, wanted, 0)
     assert len(bare.network.batches) == 2 * (600 // 128)
     assert len(set(bare.network.batches)) == len(bare.network.batches)  # they do differ from step to step
     assert towered.network.initial == bare.network.initial
@@ -192,7 +192,7 @@ def test_augmentation_does_not_shift_the_order(train: Resident) -> None:
                 seen.append(labels)  # noqa: B023 - called only within this turn
                 return super().loss(logits, labels, label_smoothing)
 
-        fit(supervised(), Labels(), train, recipe(epochs=2, augment=names, images=400), NO_TOWERS, 0)
+        fit(supervised(), Labels(), train, recipe(epochs=2, augment=names, images=400), 0)
         order[names] = seen
     for plain, augmented in zip(*order.values(), strict=True):
         assert torch.equal(plain, augmented)
@@ -204,7 +204,7 @@ def test_the_global_random_state_is_put_back(train: Resident, rate: float) -> No
     torch.manual_seed(5)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     try:
-        fit(supervised(towers=TOWERS, dropout=0.5), TASK, train, recipe(learning_rate=rate), TOWERS, 0)
+        fit(supervised(towers=TOWERS, dropout=0.5), TASK, train, recipe(learning_rate=rate), 0)
     except CandidateError:
         assert rate == 1e30
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -218,7 +218,7 @@ def test_dropout_is_seeded_too(train: Resident) -> None:
         torch.rand(disturbance)
         model = supervised(dropout=0.5)  # the same weights each time
         with_seed = recipe(images=128, batch_size=128, learning_rate=STILL)  # one batch of the same images, unmoved
-        results.append(fit(model, TASK, train, with_seed, NO_TOWERS, seed).train_losses)
+        results.append(fit(model, TASK, train, with_seed, seed).train_losses)
     assert results[0] == results[1]
     assert results[0] != results[2]
 
@@ -230,16 +230,13 @@ def test_train_losses_are_of_the_main_head_only(train: Resident) -> None:
     heavy = TowersConfig(placement=(0, 1, 2), weight=1000.0)
     wanted = recipe(epochs=2, learning_rate=STILL)
     bare, towered = supervised(), supervised(towers=heavy)
-    assert (
-        fit(towered, TASK, train, wanted, heavy, 0).train_losses
-        == fit(bare, TASK, train, wanted, NO_TOWERS, 0).train_losses
-    )
+    assert fit(towered, TASK, train, wanted, 0).train_losses == fit(bare, TASK, train, wanted, 0).train_losses
 
 
 def test_tower_losses_train_the_trunk_and_weigh_what_the_schedule_says(train: Resident, steps: Steps) -> None:
     """With a linear schedule the gradient of the towers fades: at a still network it falls like 1 - progress."""
     fading = TowersConfig(placement=(1,), weight=1e6, schedule="linear")
-    fit(supervised(towers=fading), TASK, train, recipe(learning_rate=STILL, epochs=2), fading, 0)
+    fit(supervised(towers=fading), TASK, train, recipe(learning_rate=STILL, epochs=2), 0)
     count = len(steps.norms)
     assert count == 2 * (len(train) // 128)
     assert steps.norms[0] > 1e4  # the tower's gradient, a million times
@@ -252,7 +249,7 @@ def test_label_smoothing_is_in_the_training_loss_and_not_in_the_score(data: Data
     with torch.no_grad():
         expected = float(F.cross_entropy(supervised().network.train()(x), images.labels, label_smoothing=0.2))
     model = supervised()
-    result = fit(model, TASK, images, recipe(label_smoothing=0.2, learning_rate=STILL), NO_TOWERS, 0)
+    result = fit(model, TASK, images, recipe(label_smoothing=0.2, learning_rate=STILL), 0)
     assert result.train_losses == (pytest.approx(expected, rel=1e-5),)
     with torch.no_grad():
         plain = float(F.cross_entropy(model.network.eval()(x), images.labels))
@@ -263,12 +260,12 @@ def test_label_smoothing_is_in_the_training_loss_and_not_in_the_score(data: Data
 @pytest.mark.parametrize("images", [None, 60])
 def test_a_loss_that_is_not_finite_ends_the_candidate(train: Resident, images: int | None) -> None:
     with pytest.raises(CandidateError, match=r"loss was not finite by step \d+"):
-        fit(supervised(), TASK, train, recipe(learning_rate=1e30, epochs=3, images=images), NO_TOWERS, 0)
+        fit(supervised(), TASK, train, recipe(learning_rate=1e30, epochs=3, images=images), 0)
 
 
 def test_training_learns(train: Resident, validation: Resident) -> None:
     model = supervised(towers=TOWERS)
-    result = fit(model, TASK, train, recipe(epochs=6, learning_rate=0.2, batch_size=64), TOWERS, 0)
+    result = fit(model, TASK, train, recipe(epochs=6, learning_rate=0.2, batch_size=64), 0)
     assert len(result.train_losses) == 6
     assert result.train_losses[-1] < result.train_losses[0] / 3
     assert result.seconds > 0
@@ -285,7 +282,7 @@ def test_the_learning_rate_anneals_to_zero_within_the_epochs(
     train: Resident, steps: Steps, schedule: str, epochs: int
 ) -> None:
     wanted = recipe(epochs=epochs, schedule=schedule, learning_rate=0.2, warmup=0.3, batch_size=64)
-    fit(supervised(), TASK, train, wanted, NO_TOWERS, 0)
+    fit(supervised(), TASK, train, wanted, 0)
     count = epochs * (len(train) // 64)
     rates = [0.2 * learning_rate_share(wanted, step / count) for step in range(count + 1)]
     assert steps.rates == pytest.approx(rates[:-1])
@@ -320,7 +317,7 @@ def test_biases_and_normalisation_are_not_decayed(data: Data, optimizer: str) ->
     for parameter in model.parameters():
         nn.init.ones_(parameter)
     wanted = recipe(optimizer=optimizer, weight_decay=0.1, learning_rate=0.5, epochs=2)
-    fit(model, Nothing(), first(data, 128), wanted, TOWERS, 0)
+    fit(model, Nothing(), first(data, 128), wanted, 0)
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             decayed = name == "weight" and not isinstance(module, nn.BatchNorm2d)
@@ -340,14 +337,14 @@ def test_the_optimizer_has_every_parameter_once_towers_included(optimizer: str, 
 
 
 def test_momentum_may_be_zero(data: Data) -> None:
-    fit(supervised(), TASK, first(data, 128), recipe(momentum=0.0), NO_TOWERS, 0)
+    fit(supervised(), TASK, first(data, 128), recipe(momentum=0.0), 0)
 
 
 def test_clipping_bounds_the_gradient(train: Resident, steps: Steps) -> None:
-    fit(supervised(), TASK, train, recipe(clip=0.05), NO_TOWERS, 0)
+    fit(supervised(), TASK, train, recipe(clip=0.05), 0)
     assert all(norm <= 0.05 * 1.001 for norm in steps.norms)
     clipped = len(steps.norms)
-    fit(supervised(), TASK, train, recipe(clip=0.0), NO_TOWERS, 0)
+    fit(supervised(), TASK, train, recipe(clip=0.0), 0)
     assert max(steps.norms[clipped:]) > 0.05
 
 
@@ -357,7 +354,7 @@ def test_clipping_bounds_the_gradient(train: Resident, steps: Steps) -> None:
 def test_with_ema_the_averaged_weights_and_statistics_are_left_in_the_model(train: Resident, steps: Steps) -> None:
     decay = 0.8
     model = supervised(towers=TOWERS)
-    fit(model, TASK, train, recipe(ema=decay, epochs=2), TOWERS, 0)
+    fit(model, TASK, train, recipe(ema=decay, epochs=2), 0)
     average = {name: tensor.double() for name, tensor in steps.states[0].items()}
     for state in steps.states[1:]:
         average = {name: decay * average[name] + (1 - decay) * state[name].double() for name in average}
@@ -373,7 +370,7 @@ def test_with_ema_the_averaged_weights_and_statistics_are_left_in_the_model(trai
 
 def test_without_ema_the_last_weights_are_left(train: Resident, steps: Steps) -> None:
     model = supervised()
-    fit(model, TASK, train, recipe(), NO_TOWERS, 0)
+    fit(model, TASK, train, recipe(), 0)
     assert checksum(*model.state_dict().values()) == checksum(*steps.states[-1].values())
 
 
@@ -384,19 +381,19 @@ def test_recipe_images_is_one_fixed_sample_of_the_set(train: Resident) -> None:
     seen = {}
     for seed in (0, 1):
         model = supervised(Witness, seed=seed)
-        result = fit(model, TASK, train, recipe(images=200, batch_size=50, epochs=3), NO_TOWERS, seed)
+        result = fit(model, TASK, train, recipe(images=200, batch_size=50, epochs=3), seed)
         assert result.images == 600
         assert 190 <= len(model.network.images) <= 200  # digits holds a few images twice
         seen[seed] = model.network.images
     assert seen[0] != seen[1]
     everything = supervised(Witness)
-    fit(everything, TASK, train, recipe(images=10**6, epochs=3), NO_TOWERS, 0)
+    fit(everything, TASK, train, recipe(images=10**6, epochs=3), 0)
     assert len(everything.network.images) > 0.95 * len(train)
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch(data: Data) -> None:
     model = supervised(Witness)
-    result = fit(model, TASK, first(data, 10), recipe(epochs=3), NO_TOWERS, 0)
+    result = fit(model, TASK, first(data, 10), recipe(epochs=3), 0)
     assert result.images == 30
     assert len(result.train_losses) == 3
     assert len(model.network.images) == 10
@@ -407,7 +404,7 @@ def test_bfloat16_trains_on_the_cpu_and_keeps_float32_weights(train: Resident) -
     for precision in ("auto", "float32", "bfloat16"):
         model = supervised(towers=TOWERS)
         wanted = recipe(precision=precision, epochs=3, learning_rate=0.1)
-        losses[precision] = fit(model, TASK, train, wanted, TOWERS, 0).train_losses
+        losses[precision] = fit(model, TASK, train, wanted, 0).train_losses
         assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert losses["auto"] == losses["float32"]
     assert losses["bfloat16"] != losses["float32"]
@@ -417,7 +414,7 @@ def test_bfloat16_trains_on_the_cpu_and_keeps_float32_weights(train: Resident) -
 def test_the_given_pixels_are_not_changed_by_training(data: Data) -> None:
     images = Resident(data.train, data.mean, data.std, CPU)
     before = data.train.pixels.copy()
-    fit(supervised(), TASK, images, recipe(augment=("crop", "flip", "cutout")), NO_TOWERS, 0)
+    fit(supervised(), TASK, images, recipe(augment=("crop", "flip", "cutout")), 0)
     assert np.array_equal(images.pixels.numpy(), before)
     assert np.array_equal(data.train.pixels, before)
     images.pixels.fill_(0)  # a copy: what came from shared memory is not to be written to
@@ -430,7 +427,7 @@ def test_the_given_pixels_are_not_changed_by_training(data: Data) -> None:
 @pytest.mark.parametrize("batch_size", [7, 500])
 def test_evaluate_is_the_plain_mean_of_each_head(train: Resident, validation: Resident, batch_size: int) -> None:
     model = supervised(towers=TOWERS, dropout=0.5)
-    fit(model, TASK, train, recipe(epochs=2), TOWERS, 0)
+    fit(model, TASK, train, recipe(epochs=2), 0)
     scores = evaluate(model, TASK, validation, batch_size)
     model.eval()
     with torch.no_grad():

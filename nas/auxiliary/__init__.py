@@ -94,8 +94,9 @@ def attach(
     order = order or tuple(sorted((name for name, _ in settings), key=modules.index))
     settings.sort(key=lambda pair: order.index(pair[0]))
     teaching = Teaching(schedule, reach, main_reach, share)
-    supervised = DeepSupervision(model, settings, teaching, order, num_classes=num_classes, seed=seed)
-    if example is not None and not supervised.built:
+    lazy = example is None
+    supervised = DeepSupervision(model, settings, teaching, order, num_classes=num_classes, seed=seed, lazy=lazy)
+    if example is not None:
         supervised.build(example)
     return supervised
 

@@ -121,6 +121,7 @@ class DeepSupervision(nn.Module):
         cells: tuple[int, ...] = (),
         num_classes: int | None = None,
         seed: int = 0,
+        lazy: bool = False,
     ) -> None:
         """`settings` pairs a module's name with its tower; `order` names the cells by depth, tapped ones among them."""
         super().__init__()
@@ -136,7 +137,7 @@ class DeepSupervision(nn.Module):
         self._seed = seed
         self._segments: tuple[tuple[str, ...], ...] | None = None
         self.built = False
-        self.towers = nn.ModuleList(_Unbuilt() for _ in self.settings)
+        self.towers = nn.ModuleList(_Unbuilt(device_of(network)) for _ in self.settings if lazy)
 
     def forward(self, x: Tensor) -> tuple[Any, list[Tensor]]:
         if not self.built:
@@ -204,19 +205,21 @@ class DeepSupervision(nn.Module):
                 made = kinds.make(tower.kind, tap, self._classes(tower, found), found.dense, self._budget(found))
                 if made is not None:
                     module, flops = made
-                    kept.append((number, tap, flops, _adopted(module.to(device), self.towers[number])))
+                    kept.append((number, tap, flops, module.to(device)))
         if len(kept) < len(self.settings):
             warnings.warn(
                 f"{len(self.settings) - len(kept)} of {len(self.settings)} towers left out: "
                 f"over {self.teaching.share:.0%} of the network's FLOPs even at their smallest",
                 stacklevel=2,
             )
+        if self.towers:
+            kept = [(number, tap, flops, _adopted(one, self.towers[number])) for number, tap, flops, one in kept]
         self.settings = tuple(self.settings[number] for number, *_ in kept)
         self.names = tuple(self.names[number] for number, *_ in kept)
         self.cells = tuple(self.cells[number] for number, *_ in kept if self.cells)
         self.taps = tuple(tap for _, tap, _, _ in kept)
         self.share = sum(flops for *_, flops, _ in kept) / max(1, found.flops)
-        self.towers = nn.ModuleList(module for *_, module in kept)
+        self.towers = nn.ModuleList(module for *_, module in kept).train(self.training)
         k = reaching.relay_length(self.teaching.reach)
         if k is not None:
             positions = [self._order.index(tap.module) for tap in self.taps]
@@ -239,9 +242,10 @@ class DeepSupervision(nn.Module):
 class _Unbuilt(nn.Module):
     """Stands for a tower that is not built yet: lazy parameters, as many as any kind may need."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.lazy = nn.ParameterList(UninitializedParameter() for _ in range(kinds.MOST_PARAMETERS))
+        for number in range(kinds.MOST_PARAMETERS):
+            self.register_parameter(f"lazy{number}", UninitializedParameter(device=device))
 
     def _save_to_state_dict(self, *_: Any, **__: Any) -> None:
         """Nothing to save yet."""
