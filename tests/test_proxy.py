@@ -220,11 +220,13 @@ def test_an_interrupt_is_no_failure(faulty: Bench, monkeypatch: pytest.MonkeyPat
 def test_a_proxy_is_scored_on_validation_and_ranked_by_the_main_head(bench: Bench, data: Data) -> None:
     bare = Rung("proxy", RECIPE, TowersConfig(placement="none"))
     towered, plain = (bench.measure(Job.of(architecture(), rung, 0)).measurement for rung in (PROXY, bare))
-    heads = {"params", "flops", "train_loss", "val_loss", "val_accuracy"}
+    heads = {"params", "flops", "tower_share", "train_loss", "train_accuracy", "val_loss", "val_accuracy"}
     assert set(plain.signals) == heads
     (cell,) = towered.towers
     assert set(towered.signals) == heads | {f"tower{cell}_loss", f"tower{cell}_accuracy"}
     assert plain.towers == ()
+    assert plain.signals["tower_share"] == 0
+    assert 0 < towered.signals["tower_share"] <= 0.1
     found = complexity.count(NAMED.load().build(architecture(), data.input_shape, 10), data.input_shape)
     for signals in (plain.signals, towered.signals):
         assert (signals["params"], signals["flops"]) == (found.params, found.flops)  # of the bare network
@@ -253,7 +255,7 @@ def test_a_final_rung_trains_on_all_but_test_and_returns_the_bare_network_that_i
     measurement = outcome.measurement
     assert measurement.status == "done"
     scores = {name for name in measurement.signals if name.endswith(("loss", "accuracy")) and "tower" not in name}
-    assert scores == {"train_loss", "test_loss", "test_accuracy"}
+    assert scores == {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
     assert measurement.towers
     used = (len(data.train) + len(data.validation)) // 128 * 128
     assert measurement.cost["images"] == 6 * used
