@@ -72,6 +72,13 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str, str]] = [
     ({"data": {"max_validation": 0}}, "data.max_validation", "0"),
     ({"towers": {"placement": "midle"}}, "towers.placement", "midle"),
     ({"towers": {"placement": [-1]}}, "towers.placement", "-1"),
+    ({"towers": {"placement": "every:0"}}, "towers.placement", "every:0"),
+    ({"towers": {"kind": "heavy"}}, "towers.kind", "heavy"),
+    ({"towers": {"weight": [0.3, -0.3]}}, "towers.weight", "-0.3"),
+    ({"towers": {"schedule": "off:1.5"}}, "towers.schedule", "off:1.5"),
+    ({"towers": {"reach": "relay:0"}}, "towers.reach", "relay:0"),
+    ({"towers": {"reach": "relay"}}, "towers.reach", "relay"),
+    ({"towers": {"labels": "nowhere.json"}}, "towers.labels", "nowhere.json"),
     ({"towers": {"placement": [1, "two"]}}, "towers.placement", "two"),
     ({"towers": {"kind": "heavy"}}, "towers.kind", "heavy"),
     ({"towers": {"weight": -0.3}}, "towers.weight", "-0.3"),
@@ -112,7 +119,10 @@ def test_an_impossible_value_is_refused_with_its_key_and_what_came(table: dict[s
 @pytest.mark.parametrize(
     ("table", "valid"),
     [
-        ({"towers": {"placement": "midle"}}, ("auto", "middle", "thirds", "none", "cell numbers")),
+        (
+            {"towers": {"placement": "midle"}},
+            ("auto", "middle", "thirds", "two-thirds", "stages", "every:k", "none", "cell numbers"),
+        ),
         ({"search": {"objectives": ["speed"]}}, ("loss", "accuracy", "params", "flops", "latency")),
         ({"search": {"time": "soon"}}, ("90s", "30m", "1.5h")),
         ({"seed": 2**31}, ("less than 2147483648",)),

@@ -406,6 +406,18 @@ def test_cifar100_learns_its_fine_labels(tmp_path: Path, official: Callable[...,
     data = load(config("cifar100", dir=tmp_path))
     assert data.classes == ("cat", "dog")
     assert set(data.train.labels) == {0, 1}
+    assert data.coarse == (0, 0)  # both are pets
+
+
+def test_cifar100_knows_the_super_class_of_each_class(tmp_path: Path, official: Callable[..., None]) -> None:
+    fine = [0, 1, 2, 3] * 5
+    table = {**cifar_batch(20, b"fine_labels"), b"fine_labels": fine, b"coarse_labels": [[7, 3, 7, 3][i] for i in fine]}
+    names = [b"cod", b"rose", b"trout", b"lily"]
+    files = {**CIFAR100, "train": pickle.dumps(table), "meta": pickle.dumps({b"fine_label_names": names})}
+    files["test"] = pickle.dumps({**table, b"filenames": []})
+    official("cifar100", {"cifar-100-python.tar.gz": tar(files, "cifar-100-python")})
+    write(tmp_path / "cifar-100-python", files)
+    assert load(config("cifar100", dir=tmp_path)).coarse == (1, 0, 1, 0)
 
 
 def test_pickles_of_python_2_are_read(tmp_path: Path) -> None:

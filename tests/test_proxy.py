@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import re
 from collections.abc import Iterator
@@ -233,6 +234,38 @@ def test_a_proxy_is_scored_on_validation_and_ranked_by_the_main_head(bench: Benc
     assert towered.signals["val_loss"] != plain.signals["val_loss"]
     assert towered.cost["images"] == plain.cost["images"] == 256
     assert bench.measure(Job.of(architecture(), PROXY, 0)).weights is None
+
+
+def test_a_tower_may_learn_groups_of_classes(bench: Bench, data: Data, tmp_path: Path) -> None:
+    parity = {name: "odd" if int(name) % 2 else "even" for name in data.classes}
+    (tmp_path / "parity.json").write_text(json.dumps(parity))
+    recipe = RECIPE.model_copy(update={"epochs": 8, "images": None})
+    scores = {}
+    for labels in ("own", str(tmp_path / "parity.json")):
+        towers = TowersConfig(placement="middle", labels=labels)  # type: ignore[arg-type]
+        scores[labels] = bench.measure(Job.of(architecture(), Rung("proxy", recipe, towers), 0)).measurement.signals
+    own, grouped = scores.values()
+    (accuracy,) = [name for name in grouped if name.startswith("tower") and name.endswith("accuracy")]
+    assert grouped[accuracy] > max(own[accuracy], 0.6)  # two groups are told apart more easily than ten classes
+    assert grouped["tower_share"] < own["tower_share"]  # and take two logits
+
+    without = TowersConfig(placement="middle", labels="coarse")
+    outcome = bench.measure(Job.of(architecture(), Rung("proxy", RECIPE, without), 0)).measurement
+    assert "this data set has no coarse labels" in str(outcome.cause)
+    coarse = dataclasses.replace(bench.setting.data, coarse=tuple(int(name) % 2 for name in data.classes))
+    with_groups = Bench(Setting(NAMED, coarse, SearchConfig()), CPU)
+    again = with_groups.measure(Job.of(architecture(), Rung("proxy", recipe, without), 0)).measurement
+    assert again.signals[accuracy] == grouped[accuracy]
+
+
+def test_the_norm_of_each_cells_gradient_is_a_signal_when_asked_for(bench: Bench) -> None:
+    recipe = RECIPE.model_copy(update={"gradient_norms": (1, 2)})
+    signals = bench.measure(Job.of(architecture(), Rung("proxy", recipe, TOWERS), 0)).measurement.signals
+    norms = {name: value for name, value in signals.items() if name.startswith("gradient_norm")}
+    assert len(norms) == 2 * sum(map(len, architecture().stages))
+    assert all(value > 0 for value in norms.values())
+    plain = bench.measure(Job.of(architecture(), PROXY, 0)).measurement.signals
+    assert {name: value for name, value in signals.items() if name not in norms} == plain
 
 
 def test_proxies_cannot_see_the_test_split(bench: Bench, data: Data) -> None:
