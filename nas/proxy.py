@@ -22,6 +22,7 @@ from nas.errors import CandidateError, NasError
 from nas.ladder import Rung
 from nas.records import Measurement, Status
 from nas.space import Architecture, SearchSpace
+from nas.task import TASKS
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Bench:
             return job.failed(over, "infeasible", signals)
 
         model = auxiliary.attach(network, rung.towers, data.input_shape, classes, training.stream(job.seed, "towers"))
-        task = training.Classification()
+        task = TASKS[data.task]
         fit = training.fit(model, task, self._images(rung.final), rung.recipe, rung.towers, job.seed)
         signals["train_loss"] = fit.train_losses[-1]
         split = "test" if rung.final else "val"
