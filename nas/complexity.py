@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Mapping
@@ -63,6 +64,16 @@ def _counted(network: nn.Module, input_shape: Shape, by_module: bool = False) ->
     if by_module:
         return {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return {"": counter.get_total_flops()}
+
+
+def logits_shape(network: nn.Module, input_shape: Shape) -> tuple[int, ...] | None:
+    """Shape of the logits of one image, found without computing; None where the network cannot say so."""
+    try:
+        with torch.no_grad():
+            logits = copy.deepcopy(network).to("meta").eval()(torch.zeros(2, *input_shape, device="meta"))
+            return tuple(logits.shape[1:])
+    except Exception:  # a third-party network may raise anything on the meta device
+        return None
 
 
 def latency(network: nn.Module, input_shape: Shape, repeats: int = 20) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from nas import auxiliary, executor, ladder
+from nas import auxiliary, complexity, executor, ladder, task
 from nas import config as configuration
 from nas.config import Config, ExecutorConfig, Recipe
 from nas.data import Data, load
@@ -192,6 +192,8 @@ def check_usable(config: Config, space: SearchSpace, data: Data) -> None:
             auxiliary.supervise(
                 network, config.towers, data.input_shape, len(data.classes), 0, data.coarse, data.classes
             )
+            if (logits := complexity.logits_shape(network, data.input_shape)) is not None:
+                task.check(data.task, config.space.name, logits, data.input_shape, len(data.classes))
             return
         except InputError as error:
             problem = error

@@ -14,13 +14,14 @@ from nas.records import Entry, Measurement
 SIGNAL_OF = {
     "loss": "val_loss",
     "accuracy": "val_accuracy",
+    "miou": "val_miou",
     "params": "params",
     "flops": "flops",
     "latency": "latency_ms",
 }
-"""Which signal an objective reads."""
+"""Which signal an objective or a column reads."""
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "test_accuracy", "test_seeds", "pareto"})
+HIGHER_IS_BETTER = frozenset({"accuracy", "miou", "test_accuracy", "test_miou", "test_seeds", "pareto"})
 """Objectives and columns of which more is better; of all others less is."""
 
 Kind = Literal["candidate", "reference"]
@@ -28,7 +29,10 @@ Kind = Literal["candidate", "reference"]
 
 @dataclass(frozen=True)
 class Record:
-    """One row of the board. Accuracies are shares from 0 to 1, `seconds` what the measurement took."""
+    """One row of the board. Accuracies are shares from 0 to 1, `seconds` what the measurement took.
+
+    Of dense prediction accuracies are of pixels, and there are mean intersections over union (mIoU) beside them.
+    """
 
     rank: int | None
     name: str
@@ -38,11 +42,13 @@ class Record:
     rung: str
     loss: float | None = None
     accuracy: float | None = None
+    miou: float | None = None
     params: float | None = None
     flops: float | None = None
     latency: float | None = None
     test_accuracy: float | None = None
     test_std: float | None = None
+    test_miou: float | None = None
     test_seeds: int = 0
     seconds: float | None = None
     towers: tuple[int, ...] = ()
@@ -141,6 +147,7 @@ def _record(
         rung=("retrain" if tests else first.rung.partition("-")[0]),
         test_accuracy=_mean(tests),
         test_std=stdev(tests) if len(tests) > 1 else None,
+        test_miou=_mean([m.signals["test_miou"] for m in trainings if "test_miou" in m.signals]),
         test_seeds=len(tests),
         seconds=_mean([m.cost["seconds"] for m in measured if "seconds" in m.cost]),
         towers=first.towers if len(measured) == 1 else (),

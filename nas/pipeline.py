@@ -107,6 +107,8 @@ def export(driver: Driver, folder: Path | None = None) -> Exported:
         params=cost.params,
         flops=cost.flops,
         accuracies={s: m.signals["test_accuracy"] for s, m in sorted(trained.items())},
+        mious={s: m.signals["test_miou"] for s, m in sorted(trained.items()) if "test_miou" in m.signals},
+        task=data.task,
         exported_seed=seed,
         notes={
             "experiment": driver.config.experiment,

@@ -22,6 +22,7 @@ from nas.errors import CandidateError, NasError
 from nas.ladder import Rung
 from nas.records import Measurement, Status
 from nas.space import Architecture, SearchSpace
+from nas.task import TASKS
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Bench:
             data.classes,
         )
         signals["tower_share"] = model.share
-        task = training.Classification()
+        task = TASKS[data.task]
         fit = training.fit(model, task, self._images(rung.final), rung.recipe, job.seed)
         signals |= {"train_loss": fit.train_losses[-1], "train_accuracy": fit.train_accuracy}
         for step, norms in fit.gradient_norms.items():

@@ -47,7 +47,8 @@ def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture
         except Exception:  # a third-party network may raise anything, and what cannot be built is no reference
             continue
         drawn[architecture.key] = max([0.0, *excess.values()]), architecture
-        if sum(over == 0 for over, _ in drawn.values()) == RANDOM_REFERENCES:
+        found = sum(over == 0 for over, _ in drawn.values())
+        if found == RANDOM_REFERENCES or len(drawn) == space.size():
             break
     nearest = sorted(drawn.values(), key=lambda pair: pair[0])  # stable: those within the limits as they were drawn
     rows["random"] = [architecture for _, architecture in nearest[:RANDOM_REFERENCES]]

@@ -9,51 +9,33 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nas import auxiliary
 from nas.auxiliary import DeepSupervision
 from nas.config import Recipe
 from nas.data import Images
-from nas.data.augment import augment
+from nas.data.augment import augment, augment_both
 from nas.errors import CandidateError
+from nas.task import Task
 
 CHECK_EVERY = 20
 """Steps between looks at whether the loss is finite (a look waits for a GPU)."""
 
 
-class Task(Protocol):
-    """What is learned: from logits and labels to a loss to train on, a loss to report and a metric."""
-
-    def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean loss of a batch, a scalar."""
-
-    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the metric over a batch, a scalar; divided by the number of images it is the metric."""
-
-
-class Classification:
-    """One label an image: logits ``(N, classes)``, labels ``(N,)``; cross-entropy and accuracy."""
-
-    def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.argmax(1) == labels).sum()
-
-
 class Resident:
-    """A split that lives on the device: pixels as uint8 ``(N, C, H, W)`` channels-last, labels, normalisation."""
+    """A split that lives on the device: pixels as uint8 ``(N, C, H, W)`` channels-last, labels, normalisation.
+
+    Labels are int64 ``(N,)``, or masks, which stay uint8 ``(N, H, W)``.
+    """
 
     def __init__(self, images: Images, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         pixels = torch.from_numpy(np.array(images.pixels)).to(device)  # a copy: shared arrays are read-only
@@ -68,6 +50,13 @@ class Resident:
     @property
     def device(self) -> torch.device:
         return self.pixels.device
+
+    def batch(self, rows: Tensor, names: Collection[str], chance: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Augmented pixels and labels of these rows; a mask moves with its image."""
+        pixels, labels = self.pixels[rows], self.labels[rows]
+        if labels.dim() == 1:
+            return augment(pixels, names, chance), labels
+        return augment_both(pixels, labels, names, chance)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 pixels to float, mean 0 and deviation 1 over the training images."""
@@ -124,13 +113,11 @@ def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, se
         step = 0
         for _ in range(recipe.epochs):
             total = torch.zeros((), device=device)
-            right = torch.zeros((), device=device)
+            seen: list[Tensor] = []
             for batch in _batches(chosen, recipe.batch_size, order):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * learning_rate_share(recipe, step / steps)
-                pixels = images.pixels[batch]
-                pixels = augment(pixels, recipe.augment or (), chance)
-                labels = images.labels[batch]
+                pixels, labels = images.batch(batch, recipe.augment or (), chance)
                 with _autocast(recipe, device):
                     outputs = model(images.normalised(pixels))
                     losses = model.losses(outputs, labels, step / steps, criterion)
@@ -144,7 +131,7 @@ def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, se
                 if averaged is not None:
                     averaged.update_parameters(model)
                 total += losses.main.detach().float()
-                right += task.correct(outputs[0].detach(), labels)
+                seen.append(task.statistics(auxiliary.logits_of(outputs[0]).detach(), labels))
                 step += 1
                 if step % CHECK_EVERY == 0 or step == steps:
                     _must_be_finite(total + losses.total.detach(), step)
@@ -155,7 +142,7 @@ def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, se
     an_epoch = steps_an_epoch * min(count, recipe.batch_size)
     return Fit(
         train_losses=tuple(train_losses),
-        train_accuracy=float(right) / an_epoch,
+        train_accuracy=task.metrics(torch.stack(seen).sum(0).cpu())["accuracy"],
         gradient_norms=gradient_norms,
         seconds=time.perf_counter() - start,
         images=recipe.epochs * an_epoch,
@@ -172,7 +159,7 @@ def cell_gradient_norms(model: DeepSupervision) -> tuple[float, ...]:
 
 @torch.inference_mode()
 def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: int = 128) -> Mapping[str, float]:
-    """``loss`` and ``accuracy`` of the main head, and ``tower<cell>_loss``, ``tower<cell>_accuracy`` apart.
+    """``loss`` and the task's metrics (``accuracy``) of the main head, and ``tower<cell>_loss`` and so on apart.
 
     A tower with coarse labels is scored by these.
     """
@@ -180,21 +167,24 @@ def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: i
     model.eval()
     heads = ["", *(f"{name}_" for name in model.names)]
     losses = torch.zeros(len(heads), device=images.device)
-    correct = torch.zeros(len(heads), device=images.device)
+    statistics: dict[str, Tensor] = {}
+    total = torch.zeros((), dtype=torch.int64, device=images.device)
     for start in range(0, len(images), batch_size):
         pixels = images.normalised(images.pixels[start : start + batch_size])
         labels = images.labels[start : start + batch_size]
+        count = task.count(labels)
+        total += count
         logits, tower_logits = model(pixels)
-        for head, one in enumerate([logits, *tower_logits]):
-            target = labels if head == 0 else model.labels(head - 1, labels)
-            losses[head] += task.loss(one, target) * len(labels)
-            correct[head] += task.correct(one, target)
+        for number, (head, one) in enumerate(zip(heads, [auxiliary.logits_of(logits), *tower_logits], strict=True)):
+            target = labels if number == 0 else model.labels(number - 1, labels)
+            losses[number] += task.loss(one, target) * count
+            statistics[head] = statistics.get(head, 0) + task.statistics(one, target)
     for module, mode in modes.items():
         module.training = mode
     signals = {}
-    for head, name in enumerate(heads):
-        signals[f"{name}loss"] = float(losses[head]) / len(images)
-        signals[f"{name}accuracy"] = float(correct[head]) / len(images)
+    for head, loss in zip(heads, losses.tolist(), strict=True):
+        signals[f"{head}loss"] = loss / int(total)
+        signals |= {f"{head}{name}": value for name, value in task.metrics(statistics[head].cpu()).items()}
     return signals
 
 

@@ -20,7 +20,8 @@ from nas.auxiliary import DeepSupervision
 from nas.config import DataConfig, Recipe, TowersConfig
 from nas.data import Data, Images, load
 from nas.errors import CandidateError
-from nas.training import Classification, Resident, evaluate, fit, learning_rate_share, make_optimizer, stream
+from nas.task import Classification
+from nas.training import Resident, evaluate, fit, learning_rate_share, make_optimizer, stream
 
 TASK = Classification()
 CPU = torch.device("cpu")

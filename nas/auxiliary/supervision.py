@@ -171,7 +171,8 @@ class DeepSupervision(nn.Module):
         if groups is None:
             return labels
         table = torch.tensor(groups, device=labels.device)
-        return torch.where(labels < len(groups), table[labels.clamp(max=len(groups) - 1)], labels)
+        classes = labels.long()
+        return torch.where(classes < len(groups), table[classes.clamp(max=len(groups) - 1)], classes)
 
     def reached(self) -> list[list[nn.Parameter]] | None:
         """The parameters that each loss reaches, the main loss first; None where one backward does it all."""
@@ -245,7 +246,8 @@ class _Unbuilt(nn.Module):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         for number in range(kinds.MOST_PARAMETERS):
-            self.register_parameter(f"lazy{number}", UninitializedParameter(device=device))
+            lazy = UninitializedParameter(device=device)  # type: ignore[call-arg]
+            self.register_parameter(f"lazy{number}", lazy)  # type: ignore[arg-type]
 
     def _save_to_state_dict(self, *_: Any, **__: Any) -> None:
         """Nothing to save yet."""

@@ -222,7 +222,7 @@ def list_data() -> None:
 
     for name, description in known().items():
         out.print(f"{name:<14} {description}", highlight=False, markup=False, soft_wrap=True)
-    out.print("Or a .npz file, or a folder with class/image.png.", highlight=False)
+    out.print("Or a .npz file, or a folder with class/image.png, or with images/ and masks/.", highlight=False)
 
 
 @app.command()
@@ -298,7 +298,8 @@ def _print_winner(experiment: Experiment) -> None:
     for row in sorted(experiment.leaderboard(), key=lambda row: row.kind):
         if row.test_accuracy is not None and (row.rank == 1 or row.kind == "reference"):
             name = f"winner ({row.name})" if row.rank == 1 else row.name
-            out.print(f"{name:<24} test accuracy {drawing.test_accuracy(row)}", highlight=False, markup=False)
+            miou = "" if row.test_miou is None else f", mIoU {100 * row.test_miou:.2f} %"
+            out.print(f"{name:<24} test accuracy {drawing.test_accuracy(row)}{miou}", highlight=False, markup=False)
 
 
 def _print_export(exported: Exported) -> None:

@@ -28,6 +28,9 @@ NARROW = 110
 
 COLUMNS = ("rank", "name", "rung", "loss", "accuracy", "test", "params", "flops", "status", "seconds", "towers", "key")
 
+DENSE_COLUMNS = (*COLUMNS[:5], "miou", "test", "test miou", *COLUMNS[6:])
+"""The columns where predictions are of pixels."""
+
 
 class Screen:
     """Listens to the work: a bar and a line a candidate on a terminal, one line a stage elsewhere."""
@@ -100,6 +103,7 @@ def candidate_line(name: str, measurement: Measurement) -> str:
     towers = f"tower on {', '.join(map(str, m.towers))}" if m.towers else "no tower"
     return (
         f"{name:<18} loss {m.signals[f'{split}_loss']:.4f}  accuracy {100 * m.signals[f'{split}_accuracy']:.2f} %"
+        f"{f'  mIoU {_percent(m.signals[miou])}' if (miou := f'{split}_miou') in m.signals else ''}"
         f"{' (test)' if split == 'test' else ''}  {short(m.signals['params'])} params  "
         f"{short(m.signals['flops'])} FLOPs  {m.cost['seconds']:.1f} s  {towers}"
     )
@@ -108,32 +112,45 @@ def candidate_line(name: str, measurement: Measurement) -> str:
 def board(rows: Sequence[Record], title: str, width: int) -> Table:
     """The leaderboard as a table for a terminal of so many columns."""
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    shown = COLUMNS if width >= NARROW else COLUMNS[: COLUMNS.index("seconds")]
+    columns = columns_of(rows)
+    shown = columns if width >= NARROW else columns[: columns.index("seconds")]
     for column in shown:
         left = column in ("name", "rung", "status", "towers", "key")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in rows:
         style = "dim" if row.kind == "reference" else ""
-        table.add_row(*(Text(cell) for cell in cells(row)[: len(shown)]), style=style)
+        table.add_row(*(Text(cell) for cell in cells(row, shown)), style=style)
     return table
 
 
-def cells(row: Record) -> list[str]:
-    """A row in words, by COLUMNS. The status says why a candidate has no score."""
-    return [
-        str(row.rank or ""),
-        f"{row.name} *" if row.pareto else row.name,
-        row.rung,
-        f"{row.loss:.4f}" if row.loss is not None else "",
-        f"{100 * row.accuracy:.2f} %" if row.accuracy is not None else "",
-        test_accuracy(row),
-        short(row.params),
-        short(row.flops),
-        "" if row.status == "done" else f"{row.status}: {row.cause}",
-        f"{row.seconds:.1f}" if row.seconds is not None else "",
-        ", ".join(map(str, row.towers)),
-        row.key,
-    ]
+def columns_of(rows: Sequence[Record]) -> tuple[str, ...]:
+    """The columns that these rows have something in."""
+    return COLUMNS if all(row.miou is None for row in rows) else DENSE_COLUMNS
+
+
+def cells(row: Record, columns: Sequence[str] = COLUMNS) -> list[str]:
+    """A row in words. The status says why a candidate has no score."""
+    words = {
+        "rank": str(row.rank or ""),
+        "name": f"{row.name} *" if row.pareto else row.name,
+        "rung": row.rung,
+        "loss": f"{row.loss:.4f}" if row.loss is not None else "",
+        "accuracy": _percent(row.accuracy),
+        "miou": _percent(row.miou),
+        "test": test_accuracy(row),
+        "test miou": _percent(row.test_miou),
+        "params": short(row.params),
+        "flops": short(row.flops),
+        "status": "" if row.status == "done" else f"{row.status}: {row.cause}",
+        "seconds": f"{row.seconds:.1f}" if row.seconds is not None else "",
+        "towers": ", ".join(map(str, row.towers)),
+        "key": row.key,
+    }
+    return [words[column] for column in columns]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
 
 
 def test_accuracy(row: Record) -> str:
@@ -159,10 +176,11 @@ def as_csv(rows: Iterable[Record]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def as_markdown(rows: Iterable[Record]) -> str:
+def as_markdown(rows: Sequence[Record]) -> str:
     """A Markdown table with the columns of the terminal's."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in cells(row))} |" for row in rows]
+    columns = columns_of(rows)
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in cells(row, columns))} |" for row in rows]
     return "\n".join(lines)
 
 

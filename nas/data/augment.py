@@ -1,4 +1,4 @@
-"""Random crops, flips and cutouts of whole batches at once, on any device."""
+"""Random crops, flips and cutouts of whole batches at once, on any device; masks move with their images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Collection
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nas.data.images import IGNORED
 
 NAMES = ("crop", "flip", "cutout")  # drawn and applied in this order, in whatever order they are asked for
 
@@ -21,30 +23,54 @@ def augment(images: Tensor, names: Collection[str], generator: torch.Generator) 
     All draws are from `generator`, on its device: a CPU generator gives the same batch on every device. The
     given tensor is not changed. Raises ValueError for an unknown name.
     """
+    return _augmented(images, None, names, generator)[0]
+
+
+def augment_both(
+    images: Tensor, masks: Tensor, names: Collection[str], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """`augment`, and the masks (N, H, W) moved with their images: `IGNORED` beyond the border, cutout leaves them."""
+    images, moved = _augmented(images, masks[:, None], names, generator)
+    assert moved is not None
+    return images, moved[:, 0]
+
+
+Pair = tuple[Tensor, Tensor | None]
+
+
+def _augmented(images: Tensor, masks: Tensor | None, names: Collection[str], generator: torch.Generator) -> Pair:
     if unknown := sorted(set(names) - set(NAMES)):
         raise ValueError(f"unknown augmentation {', '.join(unknown)}; valid: {', '.join(NAMES)}")
     for name in NAMES:
         if name in names:
-            images = _STEPS[name](images, generator)
-    return images
+            images, masks = _STEPS[name](images, masks, generator)
+    return images, masks
 
 
-def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
+def _crop(images: Tensor, masks: Tensor | None, generator: torch.Generator) -> Pair:
     count, _, height, width = images.shape
     shift = max(1, min(height, width) // 8)
     down, right = _draw((2, count), 2 * shift + 1, images, generator)
-    padded = F.pad(images, (shift, shift, shift, shift))
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, shifts, shifts, H, W), a view
     rows = torch.arange(count, device=images.device)
-    return _formatted(windows[rows, :, down, right], images)
+
+    def shifted(one: Tensor, beyond: int) -> Tensor:
+        padded = F.pad(one, (shift, shift, shift, shift), value=beyond)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, shifts, shifts, H, W), a view
+        return _formatted(windows[rows, :, down, right], one)
+
+    return shifted(images, 0), None if masks is None else shifted(masks, IGNORED)
 
 
-def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def _flip(images: Tensor, masks: Tensor | None, generator: torch.Generator) -> Pair:
     mirrored = _draw((images.shape[0], 1, 1, 1), 2, images, generator).bool()
-    return _formatted(torch.where(mirrored, images.flip(3), images), images)
+
+    def flipped(one: Tensor) -> Tensor:
+        return _formatted(torch.where(mirrored, one.flip(3), one), one)
+
+    return flipped(images), None if masks is None else flipped(masks)
 
 
-def _cutout(images: Tensor, generator: torch.Generator) -> Tensor:
+def _cutout(images: Tensor, masks: Tensor | None, generator: torch.Generator) -> Pair:
     count, _, height, width = images.shape
     side = max(1, min(height, width) // 4)
     top = _draw((count, 1, 1, 1), height - side + 1, images, generator)
@@ -52,7 +78,7 @@ def _cutout(images: Tensor, generator: torch.Generator) -> Tensor:
     row = torch.arange(height, device=images.device)[:, None] - top
     column = torch.arange(width, device=images.device) - left
     inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)  # (N, 1, H, W)
-    return _formatted(images.masked_fill(inside, 0), images)
+    return _formatted(images.masked_fill(inside, 0), images), masks
 
 
 _STEPS = {"crop": _crop, "flip": _flip, "cutout": _cutout}

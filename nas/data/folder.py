@@ -39,7 +39,7 @@ def read(root: Path, size: int | None) -> Source:
         differing = ", ".join(sorted(set(train) ^ set(test)))
         raise DataError(f"folder {str(root)!r}: train and test do not hold the same classes: {differing}")
     files = [file for listing in (train, test or {}) for paths in listing.values() for file in paths]
-    pixels = _stack([_array(file, size) for file in files], files)
+    pixels = stack([array(file, size) for file in files], files)
     count = sum(map(len, train.values()))
     return Source(
         classes=tuple(train),
@@ -51,23 +51,23 @@ def read(root: Path, size: int | None) -> Source:
 
 def _listings(root: Path) -> tuple[Listing, Listing | None]:
     """(training or all images, test images)."""
-    folders, files = _entries(root)
+    folders, files = entries(root)
     strays = [file.name for file in files if file.suffix.lower() in SUFFIXES]
     if strays or not folders:
         found = f"holds {strays[0]!r} outside of a class" if strays else "holds no folder of a class"
         raise DataError(f"folder {str(root)!r} {found}; {_FORM}")
-    if [folder.name for folder in folders] == ["test", "train"] and _entries(root / "train")[0]:
+    if [folder.name for folder in folders] == ["test", "train"] and entries(root / "train")[0]:
         return _listing(root / "train"), _listing(root / "test")
     return _listing(root), None
 
 
 def _listing(root: Path) -> Listing:
-    return {folder.name: _class_files(folder) for folder in _entries(root)[0]}
+    return {folder.name: _class_files(folder) for folder in entries(root)[0]}
 
 
 def _class_files(folder: Path) -> list[Path]:
     """The images of one class, by name."""
-    folders, files = _entries(folder)
+    folders, files = entries(folder)
     strange = [file for file in files if file.suffix.lower() not in SUFFIXES]
     if folders or strange:
         kind = "folder" if folders else "file"
@@ -80,14 +80,14 @@ def _class_files(folder: Path) -> list[Path]:
     return files
 
 
-def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
+def entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """(folders, files) that a person put there, sorted, since file systems differ in their order."""
     try:
-        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+        found = sorted(folder.iterdir(), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"cannot read folder {str(folder)!r}: {error.strerror}") from None
-    entries = [entry for entry in entries if not _is_passed_over(entry.name)]
-    return [e for e in entries if e.is_dir()], [e for e in entries if not e.is_dir()]
+    found = [entry for entry in found if not _is_passed_over(entry.name)]
+    return [e for e in found if e.is_dir()], [e for e in found if not e.is_dir()]
 
 
 def _is_passed_over(name: str) -> bool:
@@ -98,23 +98,30 @@ def _labels(listing: Listing) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.repeat(np.arange(len(listing), dtype=np.int64), [len(files) for files in listing.values()])
 
 
-def _array(file: Path, size: int | None) -> Pixels:
-    """One image: (H, W) if it is grey, else (H, W, 3)."""
+def array(file: Path, size: int | None) -> Pixels:
+    """One image: (H, W) if it is grey, else (H, W, 3); bicubic where it is resized, antialiased as always in Pillow."""
+    from PIL.Image import Resampling
+
+    image = upright(file)
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Resampling.BICUBIC)
+    return np.asarray(image, np.uint8)
+
+
+def upright(file: Path) -> Image:
+    """One image as a person sees it, of mode L or RGB; raises DataError."""
     from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings(), Image.open(file) as opened:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             _check(opened)
-            upright = ImageOps.exif_transpose(opened)
-            image = upright.convert("L" if upright.mode in _GREY else "RGB")
+            turned = ImageOps.exif_transpose(opened)
+            return turned.convert("L" if turned.mode in _GREY else "RGB")
     except DataError as error:
         raise DataError(f"image {str(file)!r} {error}") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise DataError(f"cannot read image {str(file)!r}: {error}") from None
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)  # antialiased, as always in Pillow
-    return np.asarray(image, np.uint8)
 
 
 def _check(image: Image) -> None:
@@ -125,11 +132,11 @@ def _check(image: Image) -> None:
         raise DataError("is an animation, not one image")
 
 
-def _stack(arrays: Sequence[Pixels], files: Sequence[Path]) -> Pixels:
+def stack(arrays: Sequence[Pixels], files: Sequence[Path]) -> Pixels:
     """(N, 1, H, W) if all images are grey, else (N, 3, H, W)."""
     for array, file in zip(arrays, files, strict=True):
         if array.shape[:2] != arrays[0].shape[:2]:
-            one, other = f"{str(files[0])!r} is {_size(arrays[0])}", f"{str(file)!r} is {_size(array)}"
+            one, other = f"{str(files[0])!r} is {size_of(arrays[0])}", f"{str(file)!r} is {size_of(array)}"
             raise DataError(f"images differ in size: {one}, {other}; set data.size to resize them")
     if all(array.ndim == 2 for array in arrays):
         return np.stack(arrays)[:, None]
@@ -137,5 +144,5 @@ def _stack(arrays: Sequence[Pixels], files: Sequence[Path]) -> Pixels:
     return np.stack([array.transpose(2, 0, 1) for array in coloured])
 
 
-def _size(array: Pixels) -> str:
+def size_of(array: Pixels) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"

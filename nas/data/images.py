@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.integer[Any]]
+
+TaskName = Literal["classification", "dense"]
+"""One label an image, or one a pixel."""
+
+IGNORED = 255
+"""In a mask: a pixel that is not labelled, neither trained on nor scored."""
 
 
 @dataclass(frozen=True, eq=False)  # eq: arrays do not compare to one truth
 class Images:
     """Images with their labels.
 
-    pixels: uint8 (N, C, H, W), 0 to 255. labels: int64 (N,), 0 to K-1.
+    pixels: uint8 (N, C, H, W), 0 to 255.
+    labels: int64 (N,), 0 to K-1; or masks, uint8 (N, H, W), 0 to K-1 or `IGNORED`.
     """
 
     pixels: Pixels
@@ -71,6 +79,11 @@ class Data:
         """(C, H, W) of one image."""
         _, channels, height, width = self.train.pixels.shape
         return channels, height, width
+
+    @property
+    def task(self) -> TaskName:
+        """What is learned, as the labels show."""
+        return "classification" if self.train.labels.ndim == 1 else "dense"
 
     def without_test(self) -> Data:
         """The same data without its test split: what proxies get, so that nothing chosen can depend on it."""

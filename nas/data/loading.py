@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nas.config import DataConfig
-from nas.data import archives, cifar, folder, idx, npz
+from nas.data import archives, cifar, folder, idx, masks, npz
 from nas.data.images import Data, Images, Source
 from nas.data.sets import SETS, Known
 from nas.data.split import check, divide, fingerprint, statistics
@@ -42,7 +42,8 @@ def _source(config: DataConfig, progress: bool) -> tuple[str, Source]:
     """(name, images) of a known set, a .npz file or a folder."""
     path = Path(config.name).expanduser()
     if config.name not in SETS and path.is_dir():
-        return path.resolve().name, folder.read(path, config.size)
+        reader = masks if masks.is_one(path) else folder
+        return path.resolve().name, reader.read(path, config.size)
     if config.size is not None:
         raise DataError(f"data.size resizes folders of images only, and {config.name!r} is none")
     if config.name in SETS:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from nas.config import DataConfig
-from nas.data.images import Images, Labels, Pixels, Source
+from nas.data.images import IGNORED, Images, Labels, Pixels, Source
 from nas.errors import DataError
 
 SMALLEST = 4  # pixels a side: below, a stem and one reduction leave nothing to classify
@@ -17,7 +17,7 @@ _CHUNK = 1024  # images at a time in sums, so that no float64 copy of a whole se
 
 
 def check(name: str, source: Source) -> None:
-    """Raise DataError unless the source is a classification problem that can be trained on."""
+    """Raise DataError unless the source is a problem that can be trained on."""
     _check_images(name, "training", source.images, source.classes)
     if len(source.classes) < 2:
         raise DataError(f"data set {name!r} has one class only ({', '.join(source.classes)}); 2 are needed")
@@ -38,6 +38,10 @@ def _check_images(name: str, part: str, images: Images, classes: tuple[str, ...]
     if min(height, width) < SMALLEST:
         needed = f"at least {SMALLEST}x{SMALLEST}"
         raise DataError(f"data set {name!r}: images must be {needed} pixels, got {width}x{height}")
+    if images.labels.ndim == 3:  # numbers of classes are checked where the masks are read, each by its file
+        if (images.labels == IGNORED).all():
+            raise DataError(f"data set {name!r}: no pixel of the {part} masks is labelled, all are {IGNORED}")
+        return
     if images.labels.min() < 0 or images.labels.max() >= len(classes):
         raise DataError(
             f"data set {name!r}: {part} labels go from {images.labels.min()} to {images.labels.max()}, "
@@ -48,8 +52,9 @@ def _check_images(name: str, part: str, images: Images, classes: tuple[str, ...]
 
 
 def divide(name: str, source: Source, config: DataConfig) -> tuple[Images, Images, Images]:
-    """(training, validation, test) images: disjoint, complete, every class in each; raises DataError.
+    """(training, validation, test) images: disjoint, complete, every class in each (of labels, if not of masks).
 
+    Raises DataError where there are too few images.
     An official test split stays as it is; where there is none, one is cut before validation is.
     """
     rest, test = source.images, source.test
@@ -64,6 +69,8 @@ def _cut(name: str, source: Source, images: Images, size: int, seed: int) -> tup
     """(what remains, `size` of the images, stratified), both shuffled."""
     from sklearn.model_selection import train_test_split  # slow to import
 
+    if images.labels.ndim == 3:
+        return _cut_masks(name, images, size, seed)
     classes = len(source.classes)
     before = _counts(images.labels, classes)
     if before.min() < 2 or min(size, len(images) - size) < classes:  # where scikit-learn would refuse
@@ -74,6 +81,39 @@ def _cut(name: str, source: Source, images: Images, size: int, seed: int) -> tup
     if fewest.min() == 0:
         raise _too_few(name, source, int(fewest.argmin()))
     return images[kept], images[cut]
+
+
+def _cut_masks(name: str, images: Images, size: int, seed: int) -> tuple[Images, Images]:
+    """As `_cut`, with masks: stratified by the most common class of each that is not the background (0)."""
+    from sklearn.model_selection import train_test_split
+
+    if not 0 < size < len(images):
+        count = f"{len(images)} image{'s' * (len(images) != 1)}"
+        raise DataError(
+            f"data set {name!r} has {count}, too few for every split at these shares (data.validation, data.test)"
+        )
+    rows = np.arange(len(images))
+    kept, cut = train_test_split(rows, test_size=size, stratify=strata(images.labels, size), random_state=seed)
+    return images[kept], images[cut]
+
+
+def strata(masks: Labels, size: int) -> Labels | None:
+    """A number a mask (N, H, W) by which a part of so many can be stratified; None where that is not possible.
+
+    Classes too rare to be in that part stand together.
+    """
+    found = np.array([_subject(mask) for mask in masks])
+    numbers, counts = np.unique(found, return_counts=True)
+    rare = np.isin(found, numbers[counts * size < len(masks)])
+    found[rare] = IGNORED if rare.sum() > 1 else numbers[counts.argmax()]
+    numbers, counts = np.unique(found, return_counts=True)
+    return found if counts.min() > 1 and len(numbers) <= min(size, len(masks) - size) else None
+
+
+def _subject(mask: Labels) -> int:
+    """The most common class but the background; the background where there is nothing else."""
+    counts = np.bincount(mask.ravel(), minlength=IGNORED + 1)[1:IGNORED]
+    return int(counts.argmax()) + 1 if counts.any() else 0
 
 
 def _too_few(name: str, source: Source, number: int) -> DataError:
@@ -117,5 +157,5 @@ def fingerprint(parts: Iterable[Images]) -> str:
     for part in parts:
         digest.update(repr(part.pixels.shape).encode())
         digest.update(np.ascontiguousarray(part.pixels).data)
-        digest.update(np.ascontiguousarray(part.labels, "<i8").data)
+        digest.update(np.ascontiguousarray(part.labels, "<i8" if part.labels.ndim == 1 else np.uint8).data)
     return digest.hexdigest()[:16]

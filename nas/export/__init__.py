@@ -36,15 +36,17 @@ FILES = {files.SAFETENSORS, files.ARCHITECTURE, files.PT2, files.ONNX, card.JSON
 
 
 def export(network: nn.Module, facts: Facts, test_pixels: Pixels, folder: Path, config: ExportConfig) -> Exported:
-    """Write and verify the export of a network, from normalised images (N, C, H, W) to logits (N, classes).
+    """Write and verify the export of a network, from normalised images (N, C, H, W) to the task's logits.
 
-    Every file is compared on all of `test_pixels`, uint8 (N, C, H, W). The network is not changed. The folder
-    appears when everything in it is verified; until then an earlier export stays in its place.
+    Every file is compared on all of `test_pixels`, uint8 (N, C, H, W), or on as many of them as there is memory
+    for the logits of every pixel. The network is not changed. The folder appears when everything in it is verified;
+    until then an earlier export stays in its place.
 
     Raises VerificationError when a file does not do what the network does, JobError when the network cannot
     be written in a format, DataError when the images do not fit, InputError when `folder` holds other things.
     """
     _check_images(test_pixels, facts)
+    test_pixels = verification.sample(test_pixels, facts)
     with _appearing(folder.resolve()) as partial:
         trained = still(network)
         expected = verification.expected_logits(trained, test_pixels, facts)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.config import ExportConfig
+from nas.data.images import TaskName
 from nas.export import files
 from nas.export.facts import Check, Facts
 
@@ -27,7 +28,7 @@ model = torch.export.load("model.pt2", extra_files=extra).module()
 classes = json.loads(extra["metadata.json"])["classes"]
 pixels = torch.zeros(SHAPE, dtype=torch.uint8)  # your images (N, C, H, W), raw values 0 to 255
 logits = model(pixels)
-print([classes[i] for i in logits.argmax(1)])
+print(PREDICTION)
 """
 LOAD_ONNX = """\
 import json
@@ -38,8 +39,12 @@ session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionPro
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 pixels = np.zeros(SHAPE, dtype=np.uint8)  # your images (N, C, H, W), raw values 0 to 255
 [logits] = session.run(["logits"], {"pixels": pixels})
-print([classes[i] for i in logits.argmax(1)])
+print(PREDICTION)
 """
+PREDICTION: Mapping[TaskName, str] = {
+    "classification": "[classes[i] for i in logits.argmax(1)]",
+    "dense": "classes, logits.argmax(1)",  # names, and their numbers (N, H, W)
+}
 
 
 def content(
@@ -52,17 +57,22 @@ def content(
 ) -> dict[str, Any]:
     """All that the card says, as plain values; sizes are of the files that `folder` holds by now."""
     shape = str((1, *facts.input_shape))
+    snippets = {files.PT2: LOAD_PT2, files.ONNX: LOAD_ONNX}
     return {
         **files.metadata(facts, batch_norm),
         "params": facts.params,
         "flops": facts.flops,
         "latency ms": dict(latency),
-        "accuracy": _accuracy(facts.accuracies),
+        "accuracy": _scores(facts.accuracies),
+        **({"miou": _scores(facts.mious)} if facts.mious else {}),
         "exported seed": facts.exported_seed,
         "verification": {"tolerance": config.tolerance, "checks": [asdict(check) for check in checks]},
         "opset": config.opset,
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-        "load": {files.PT2: LOAD_PT2.replace("SHAPE", shape), files.ONNX: LOAD_ONNX.replace("SHAPE", shape)},
+        "load": {
+            file: snippet.replace("SHAPE", shape).replace("PREDICTION", PREDICTION[facts.task])
+            for file, snippet in snippets.items()
+        },
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
@@ -73,11 +83,11 @@ def content(
     }
 
 
-def _accuracy(accuracies: Mapping[int, float]) -> dict[str, Any]:
-    """Test accuracies, 0 to 1; a standard deviation (of the sample) takes two seeds."""
-    values = list(accuracies.values())
+def _scores(scores: Mapping[int, float]) -> dict[str, Any]:
+    """Test scores, 0 to 1; a standard deviation (of the sample) takes two seeds."""
+    values = list(scores.values())
     return {
-        "by seed": {str(seed): value for seed, value in accuracies.items()},
+        "by seed": {str(seed): value for seed, value in scores.items()},
         "mean": statistics.mean(values) if values else None,
         "standard deviation": statistics.stdev(values) if len(values) > 1 else None,
     }
@@ -89,7 +99,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         f"# {card['space']} on {card['data']}",
         _what(card),
         "## Accuracy",
-        _table(("seed", "test accuracy"), _accuracy_rows(card)),
+        _table(("seed", "test accuracy"), _score_rows(card["accuracy"])),
+        *_mious(card),
         "## Cost",
         _table(("one image", ""), _cost_rows(card)),
         "## Verification",
@@ -125,11 +136,17 @@ def _what(card: Mapping[str, Any]) -> str:
     return _table(("", ""), rows)
 
 
-def _accuracy_rows(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    accuracy = card["accuracy"]
-    rows = [(seed, f"{value:.2%}") for seed, value in accuracy["by seed"].items()]
-    if accuracy["standard deviation"] is not None:
-        rows += [(name, f"{accuracy[name]:.2%}") for name in ("mean", "standard deviation")]
+def _mious(card: Mapping[str, Any]) -> list[str]:
+    if "miou" not in card:
+        return []
+    what = "Accuracy is of pixels; mIoU is the intersection over union of the classes, averaged."
+    return [what, _table(("seed", "test mIoU"), _score_rows(card["miou"]))]
+
+
+def _score_rows(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [(seed, f"{value:.2%}") for seed, value in scores["by seed"].items()]
+    if scores["standard deviation"] is not None:
+        rows += [(name, f"{scores[name]:.2%}") for name in ("mean", "standard deviation")]
     return rows
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.data.images import TaskName
 from nas.space import Shape
+from nas.task import TASKS
 
 Pixels = NDArray[np.uint8]
 """Images as they are stored, (N, C, H, W), 0 to 255."""
 Logits = NDArray[np.float32]
-"""(N, classes)."""
+"""(N, classes), or (N, classes, H, W)."""
 Predict = Callable[[Pixels], Logits]
 
 
@@ -25,8 +27,8 @@ class Facts:
 
     `architecture` is canonical JSON. `mean` and `std` are one number a channel, in pixel units (0 to 255).
     `params` and `flops` (one image, 2 a multiply-add) are the bare network's. `accuracies` holds the test
-    accuracy, 0 to 1, of each retrained network, by its seed. `notes` are free lines: experiment, recipe,
-    towers.
+    accuracy, 0 to 1, of each retrained network, by its seed; of a dense prediction it is of pixels, and `mious`
+    holds the mean intersections over union. `notes` are free lines: experiment, recipe, towers.
     """
 
     space: str
@@ -41,6 +43,13 @@ class Facts:
     accuracies: Mapping[int, float]
     exported_seed: int
     notes: Mapping[str, str] = field(default_factory=dict)
+    task: TaskName = "classification"
+    mious: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        """Of one image: (classes,), or (classes, H, W)."""
+        return TASKS[self.task].logits_shape(self.input_shape, len(self.classes))
 
 
 @dataclass(frozen=True)

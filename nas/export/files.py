@@ -18,12 +18,16 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from nas.data.images import TaskName
 from nas.errors import JobError
 from nas.export.facts import Facts, Logits, Pixels, Predict
 from nas.export.network import PixelNetwork, fold, one_line
 from nas.space import Shape
 
 SAFETENSORS, PT2, ONNX, ARCHITECTURE = "model.safetensors", "model.pt2", "model.onnx", "architecture.json"
+
+
+OUTPUT: Mapping[TaskName, str] = {"classification": "(N, classes)", "dense": "(N, classes, H, W)"}
 
 
 def metadata(facts: Facts, batch_norm: str) -> dict[str, Any]:
@@ -34,7 +38,7 @@ def metadata(facts: Facts, batch_norm: str) -> dict[str, Any]:
         "data": facts.data,
         "classes": list(facts.classes),
         "input": "pixels: uint8 (N, C, H, W), raw, normalised inside",
-        "output": "logits: float32 (N, classes)",
+        "output": f"logits: float32 {OUTPUT[facts.task]}",
         "input shape": list(facts.input_shape),
         "pixel range": [0, 255],
         "mean": list(facts.mean),

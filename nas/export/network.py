@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class PixelNetwork(nn.Module):
-    """Raw pixels, uint8 (N, C, H, W), 0 to 255 -> logits (N, classes).
+    """Raw pixels, uint8 (N, C, H, W), 0 to 255 -> logits (N, classes), or (N, classes, H, W).
 
     Normalising stays a step of its own: folded into the first convolution it would be wrong at the border,
     where zeros are padded *after* it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -19,14 +20,23 @@ from nas.export.network import one_line
 
 BATCH = 64
 """Images a step; more of them leave the cache and take longer each."""
+BATCH_PIXELS = 2**22
+"""Pixels a step, where images are large."""
+MOST_LOGITS = 2**26
+"""Logits that are held at once of each file: 256 MiB. Where each pixel has some, fewer images are compared."""
 LATENCY_SECONDS = 0.3
 """How long each latency is measured."""
 
 
+def sample(pixels: Pixels, facts: Facts) -> Pixels:
+    """The images that are compared: all, or the first ones where their logits would be too many to hold."""
+    return pixels[: max(2, MOST_LOGITS // math.prod(facts.logits_shape))]
+
+
 def expected_logits(trained: nn.Module, pixels: Pixels, facts: Facts) -> Logits:
-    """Logits (N, classes) of the trained network; raises VerificationError when they are no logits."""
+    """Logits of the trained network; raises VerificationError when they are no logits."""
     logits = _predict_all(files.predict_with(trained, facts), pixels)
-    wanted = (len(pixels), len(facts.classes))
+    wanted = (len(pixels), *facts.logits_shape)
     if logits.shape != wanted:
         raise VerificationError(f"the trained network's logits have shape {logits.shape}, expected {wanted}")
     if not np.isfinite(logits).all():
@@ -60,7 +70,8 @@ def verify(file: str, load: Callable[[], Predict], pixels: Pixels, expected: Log
 
 def _predict_all(predict: Predict, pixels: Pixels) -> Logits:
     """Logits of all images: the first one alone, then batches, so that several batch sizes are tried."""
-    cuts = [0, *range(1, len(pixels), BATCH), len(pixels)]
+    batch = min(BATCH, max(1, BATCH_PIXELS // math.prod(pixels.shape[2:])))
+    cuts = [0, *range(1, len(pixels), batch), len(pixels)]
     return np.concatenate([predict(pixels[begin:end]) for begin, end in pairwise(cuts)])
 
 
