@@ -34,8 +34,10 @@ app = typer.Typer(
     add_completion=False,
 )
 space_app = typer.Typer(help="Search spaces.", no_args_is_help=True)
+system_app = typer.Typer(help="Published systems, ready to run.", no_args_is_help=True)
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(space_app, name="space")
+app.add_typer(system_app, name="system")
 app.add_typer(data_app, name="data")
 
 out = Console(width=None if sys.stdout.isatty() else 140)
@@ -51,7 +53,10 @@ class Format(StrEnum):
     md = "md"
 
 
-ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML file; see `nas config`.", show_default=False)]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(help="A TOML file (see `nas config`), or a system (`nas system list`).", show_default=False),
+]
 Name = Annotated[str | None, typer.Argument(help="The experiment; none named: the latest.", show_default=False)]
 Results = Annotated[Path, typer.Option(help="Folder of the experiments.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any key of the file: section.key=value.")]
@@ -210,9 +215,24 @@ def list_spaces() -> None:
         space = search_spaces.load(name)
         size = space.size()
         held = (
-            "size unknown" if size is None else f"{size:,} architectures" if size < 1e6 else f"{size:.2g} architectures"
+            "size unknown"
+            if size is None
+            else "one architecture"
+            if size == 1
+            else f"{size:,} architectures"
+            if size < 1e6
+            else f"{size:.2g} architectures"
         )
         out.print(f"{name:<12} {description} ({held}; names {', '.join(space.named()) or 'none'})", soft_wrap=True)
+
+
+@system_app.command("list")
+def list_systems() -> None:
+    """The published systems that `nas run` takes in place of a config file."""
+    from search_spaces import systems
+
+    for name, description in systems.available().items():
+        out.print(f"{name:<14} {description}", highlight=False, markup=False, soft_wrap=True)
 
 
 @data_app.command("list")
