@@ -58,6 +58,9 @@ ConfigFile = Annotated[
     typer.Argument(help="A TOML file (see `nas config`), or a system (`nas system list`).", show_default=False),
 ]
 Name = Annotated[str | None, typer.Argument(help="The experiment; none named: the latest.", show_default=False)]
+ToRetrain = Annotated[
+    str | None, typer.Argument(help="The experiment (none named: the latest), a file or a system.", show_default=False)
+]
 Results = Annotated[Path, typer.Option(help="Folder of the experiments.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any key of the file: section.key=value.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line a candidate, also where this is no terminal.")]
@@ -151,18 +154,24 @@ def leaderboard(
 
 @app.command()
 def retrain(
-    experiment: Name = None,
+    experiment: ToRetrain = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings of the winner.")] = None,
+    top: Annotated[int, typer.Option(help="Retrain so many of the best, each from all seeds.")] = 1,
+    init: Annotated[
+        Path | None, typer.Option(help="Weights to start from (.safetensors); other labels get a new last layer.")
+    ] = None,
+    data: DataSet = None,
+    data_dir: DataDir = None,
     results: Results = Path("results"),
     set_: Set = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train the winner, and the references beside it, on the full recipe."""
+    """Train the winner, and the references beside it, on the full recipe; or a system, without a search."""
     from nas.experiment import Experiment
 
-    opened = Experiment.open(experiment, results, assignments=set_ or ())
+    opened = Experiment.to_retrain(experiment, results, set_ or (), data, data_dir)
     with _watching(opened, verbose):
-        opened.retrain(seeds)
+        opened.retrain(seeds, top, init)
     _print_winner(opened)
 
 
@@ -170,6 +179,10 @@ def retrain(
 def export(
     experiment: Name = None,
     to: Annotated[Path | None, typer.Option(help="The folder; unset: export/ in the experiment's.")] = None,
+    ensemble: Annotated[
+        int | None, typer.Option(help="Average the probabilities of so many retrained networks, in one model.")
+    ] = None,
+    early_exit: Annotated[bool, typer.Option("--early-exit", help="The towers' logits too, to stop early.")] = False,
     results: Results = Path("results"),
     set_: Set = None,
 ) -> None:
@@ -178,7 +191,7 @@ def export(
 
     opened = Experiment.open(experiment, results, assignments=set_ or ())
     with _watching(opened):
-        exported = opened.export(to)
+        exported = opened.export(to, ensemble, early_exit)
     _print_export(exported)
 
 
@@ -322,6 +335,11 @@ def _print_winner(experiment: Experiment) -> None:
 
 
 def _print_export(exported: Exported) -> None:
+    members, heads = exported.card["members"], exported.card["exported accuracy"]
+    shown = {**members, "the ensemble": heads["logits"]} if members else heads
+    if len(shown) > 1:
+        for name, value in shown.items():
+            out.print(f"{name:<24} test accuracy {100 * value:.2f} %", highlight=False, markup=False)
     for check in exported.checks:
         out.print(
             f"{check.file:<18} verified on {check.images} test images: "

@@ -15,7 +15,9 @@ from nas.space import Shape
 Pixels = NDArray[np.uint8]
 """Images as they are stored, (N, C, H, W), 0 to 255."""
 Logits = NDArray[np.float32]
-"""(N, classes)."""
+"""(N, classes); of a model with early exits (N, classes, heads), the network's own first."""
+Labels = NDArray[np.integer[Any]]
+"""(N,)."""
 Predict = Callable[[Pixels], Logits]
 
 
@@ -25,8 +27,8 @@ class Facts:
 
     `architecture` is canonical JSON. `mean` and `std` are one number a channel, in pixel units (0 to 255).
     `params` and `flops` (one image, 2 a multiply-add) are the bare network's. `accuracies` holds the test
-    accuracy, 0 to 1, of each retrained network, by its seed. `notes` are free lines: experiment, recipe,
-    towers.
+    accuracy, 0 to 1, of each retrained network, by its seed; of an ensemble there is `members` instead, by name.
+    `notes` are free lines: experiment, recipe, towers.
     """
 
     space: str
@@ -39,8 +41,9 @@ class Facts:
     params: int
     flops: int
     accuracies: Mapping[int, float]
-    exported_seed: int
+    exported_seed: int | None
     notes: Mapping[str, str] = field(default_factory=dict)
+    members: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
