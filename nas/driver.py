@@ -108,10 +108,13 @@ class Driver:
 
 
 @contextmanager
-def driving(config: Config, listen: Listener, workers: bool = True) -> Iterator[Driver]:
+def driving(
+    config: Config, listen: Listener, workers: bool = True, usable: Callable[[SearchSpace, Data], None] | None = None
+) -> Iterator[Driver]:
     """A driver of the experiment that `config` describes, for as long as the context is open.
 
-    Without `workers` nothing is started that could train: for steps that only read and write.
+    Without `workers` nothing is started that could train: for steps that only read and write. `usable` raises an
+    InputError where what the step is given does not go with space and data.
 
     Raises an InputError before anything is written when something given cannot be used, when the experiment began
     with scores of another meaning, or when another driver holds it.
@@ -128,6 +131,8 @@ def driving(config: Config, listen: Listener, workers: bool = True) -> Iterator[
         suited = _suited(config, data, pool.on_gpu)
         now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)
+        if usable is not None:
+            usable(space, data)
         proxy = ladder.proxy_rung(suited, len(data.train))
         _make_folder(config)
         engine = open_database(config.database)

@@ -29,6 +29,7 @@ from nas.records import Measurement, Records, existing_records
 from search_spaces import systems
 
 if TYPE_CHECKING:
+    from nas.data import Data
     from nas.export import Exported
     from nas.progress import Listener, Progress
     from nas.space import Architecture, SearchSpace, Shape
@@ -97,14 +98,15 @@ class Experiment:
         assignments: Sequence[str] = (),
         data: str | None = None,
         data_dir: Path | None = None,
+        name: str | None = None,
     ) -> Experiment:
         """As `open`; but `what` may also be a config file or a system, and there may be other data.
 
-        An experiment on other data is one of its own, called after both.
+        An experiment on other data is one of its own, called `name`, or after both.
         """
         if what is None or (results / what / "config.toml").is_file():
             own = cls.open(what, results, assignments).config
-            if data is None or data == own.data.name:
+            if data in (None, own.data.name) and name in (None, own.name):
                 return cls(config=own)
             what, file = own.experiment, own.folder / "config.toml"
         else:
@@ -115,8 +117,8 @@ class Experiment:
                     f"no experiment {what!r} in {str(results)!r}{_there_are(results)}, nor a system; those are: {known}"
                 )
         keys = {"results": str(results), "data.name": data, "data.dir": data_dir and str(data_dir)}
-        config = configuration.read(file, assignments, **keys)
-        if (results / what / "config.toml").is_file():
+        config = configuration.read(file, assignments, name=name, **keys)
+        if name is None and (results / what / "config.toml").is_file():
             config = config.model_copy(update={"name": config.named_after(what)})
         return cls(config=config)
 
@@ -155,7 +157,12 @@ class Experiment:
         from nas.driver import driving
 
         start = None if init is None else weights.read(Path(init))
-        with driving(self._changed(retrain__seeds=seeds), self.listen) as driver:
+        config = self._changed(retrain__seeds=seeds)
+
+        def usable(space: SearchSpace, data: Data) -> None:
+            pipeline.check_retrainable(config, space, data, top, start)
+
+        with driving(config, self.listen, usable=usable) as driver:
             return pipeline.retrain(driver, top=top, init=start)
 
     def export(self, folder: Path | None = None, ensemble: int | None = None, early_exit: bool = False) -> Exported:

@@ -11,6 +11,8 @@ from torch import nn
 
 from nas import complexity, leaderboard, retrained
 from nas import retrain as retraining
+from nas.config import Config
+from nas.data import Data
 from nas.driver import Driver
 from nas.errors import ExperimentError, InputError, SearchError
 from nas.export import Ensemble, Exported, Facts
@@ -18,10 +20,10 @@ from nas.export import export as write_export
 from nas.ladder import Rung
 from nas.progress import Progress
 from nas.proxy import Job
-from nas.records import Measurement
+from nas.records import Measurement, existing_records
 from nas.retrained import winner
 from nas.search import Search
-from nas.space import Architecture
+from nas.space import Architecture, SearchSpace
 from nas.weights import Weights, start_from
 
 DEFAULT_TRIALS = 30
@@ -58,9 +60,7 @@ def retrain(
     `init` every training starts from these weights, and there are no references: they fit one architecture.
     """
     config, records = driver.config, driver.records
-    chosen = _to_retrain(driver, top, init)
-    if init is not None:
-        _must_fit(driver, init, chosen)
+    chosen = _to_retrain(config, driver.space, retrained.ranked(driver), top, init)
     rows = _references(driver) if config.retrain.references and init is None else {}
     proxies = _measure(
         driver,
@@ -84,31 +84,37 @@ def retrain(
     return own
 
 
-def _to_retrain(driver: Driver, top: int, init: Weights | None) -> list[Architecture]:
+def check_retrainable(config: Config, space: SearchSpace, data: Data, top: int, init: Weights | None) -> None:
+    """Raises an InputError, before anything is written, where there is nothing to retrain or the weights do not fit."""
+    records = existing_records(config.database, config.experiment)
+    best = []
+    if records is not None:
+        best = leaderboard.in_order(records.all(), records.fact("proxy_rung", ""), config.search.objectives[0])
+    chosen = _to_retrain(config, space, best, top, init)
+    for architecture in chosen if init is not None else ():
+        assert init is not None
+        with torch.random.fork_rng(devices=[]):
+            network = space.build(architecture, data.input_shape, len(data.classes))
+        start_from(init, network, space, architecture, data.input_shape, data.classes)
+
+
+def _to_retrain(
+    config: Config, space: SearchSpace, best: Sequence[Measurement], top: int, init: Weights | None
+) -> list[Architecture]:
     """The best of the board; without a search, the only point of the space, or what the weights are for."""
-    kind = driver.space.architecture_type
+    kind = space.architecture_type
     if top < 1:
         raise InputError(f"--top must be at least 1, got {top}")
-    best = leaderboard.in_order(driver.records.all(), driver.proxy.key, driver.config.search.objectives[0])
     found: list[Architecture] = [kind.from_json(one.architecture) for one in best[:top]]
-    if not found and driver.space.size() == 1:
-        found = [driver.space.random(driver.config.seed)]
+    if not found and space.size() == 1:
+        found = [space.random(config.seed)]
     if not found and init is not None and (own := init.architecture(kind)) is not None:
         found = [own]
     if not found:
-        winner(driver)  # says that there is none
+        raise ExperimentError(f"experiment {config.experiment!r} has no measured candidate yet")
     if len(found) < top:
         raise ExperimentError(f"--top {top} asks for more than the {max(len(best), 1)} measured by now")
     return found
-
-
-def _must_fit(driver: Driver, init: Weights, architectures: Sequence[Architecture]) -> None:
-    """Raises InputError, before any training, where the weights do not fit an architecture."""
-    data = driver.data
-    for architecture in architectures:
-        with torch.random.fork_rng(devices=[]):
-            network = driver.space.build(architecture, data.input_shape, len(data.classes))
-        start_from(init, network, driver.space, architecture, data.input_shape, data.classes)
 
 
 def _remember_retrained(driver: Driver, rung: Rung, keys: Sequence[str], init: Weights | None) -> None:

@@ -20,9 +20,14 @@ Trained = Mapping[str, Sequence[Measurement]]
 """Finished retrainings by architecture, the best of the board first; each from its first seed on."""
 
 
+def ranked(driver: Driver) -> list[Measurement]:
+    """The measured candidates, best first."""
+    return leaderboard.in_order(driver.records.all(), driver.proxy.key, driver.config.search.objectives[0])
+
+
 def winner(driver: Driver) -> Measurement:
     """The best candidate at the proxy rung; raises ExperimentError where none is measured."""
-    found = _best(driver)
+    found = ranked(driver)
     if not found:
         raise ExperimentError(f"experiment {driver.config.experiment!r} has no measured candidate yet")
     return found[0]
@@ -35,11 +40,11 @@ def trained(driver: Driver) -> Trained:
     for entry in driver.records.all():
         if entry.measurement.rung == fact.get("rung") and entry.measurement.status == "done":
             done.setdefault(entry.measurement.key, []).append(entry.measurement)
-    board, keys = [one.key for one in _best(driver)], fact.get("keys", [])
-    ranked = [*board[:1], *(key for key in board[1:] if key in keys), *(key for key in keys if key not in board)]
-    if not ranked or ranked[0] not in done:
+    board, keys = [one.key for one in ranked(driver)], fact.get("keys", [])
+    order = [*board[:1], *(key for key in board[1:] if key in keys), *(key for key in keys if key not in board)]
+    if not order or order[0] not in done:
         raise ExperimentError(f"experiment {driver.config.experiment!r} is not retrained yet: run `nas retrain`")
-    return {key: sorted(done[key], key=lambda one: one.seed) for key in ranked if key in done}
+    return {key: sorted(done[key], key=lambda one: one.seed) for key in order if key in done}
 
 
 def members(found: Trained, number: int) -> list[Measurement]:
@@ -80,10 +85,6 @@ def with_exits(driver: Driver, bare: nn.Module, one: Measurement) -> EarlyExits:
         if shape != shapes["logits"]:
             raise InputError(f"--early-exit: {name} gives {shape}, where the network gives {shapes['logits']}")
     return model
-
-
-def _best(driver: Driver) -> list[Measurement]:
-    return leaderboard.in_order(driver.records.all(), driver.proxy.key, driver.config.search.objectives[0])
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:

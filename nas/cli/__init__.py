@@ -162,6 +162,7 @@ def retrain(
     ] = None,
     data: DataSet = None,
     data_dir: DataDir = None,
+    name: NewName = None,
     results: Results = Path("results"),
     set_: Set = None,
     verbose: Verbose = False,
@@ -169,7 +170,7 @@ def retrain(
     """Train the winner, and the references beside it, on the full recipe; or a system, without a search."""
     from nas.experiment import Experiment
 
-    opened = Experiment.to_retrain(experiment, results, set_ or (), data, data_dir)
+    opened = Experiment.to_retrain(experiment, results, set_ or (), data, data_dir, name)
     with _watching(opened, verbose):
         opened.retrain(seeds, top, init)
     _print_winner(opened)
