@@ -1,15 +1,20 @@
-"""What a network costs: parameters, FLOPs, latency; and the limits a person may set on them."""
+"""What a network costs: parameters, FLOPs, memory, latency; and the limits a person may set on them."""
 
 from __future__ import annotations
 
 import copy
 import statistics
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.config import SearchConfig
@@ -53,14 +58,8 @@ def flops_by_module(network: nn.Module, input_shape: Shape) -> Mapping[str, int]
 
 def _counted(network: nn.Module, input_shape: Shape, by_module: bool = False) -> Mapping[str, int]:
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(torch.zeros(1, *input_shape, device=device))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with _at_inference(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *input_shape, device=device))
     if by_module:
         return {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return {"": counter.get_total_flops()}
@@ -80,22 +79,69 @@ def latency(network: nn.Module, input_shape: Shape, repeats: int = 20) -> float:
     """Median milliseconds of one image through the network, as it stands on its device, after a warm-up."""
     device = next(network.parameters()).device
     image = torch.zeros(1, *input_shape, device=device)
+    times = []
+    with _at_inference(network), torch.inference_mode():
+        for repeat in range(5 + repeats):
+            start = time.perf_counter()
+            network(image)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat >= 5:
+                times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def activation_bytes(network: nn.Module, input_shape: Shape) -> int:
+    """Peak bytes that one image and what is computed from it hold at once, at inference, in the network's own type.
+
+    Weights are not in it, nor is what a convolution takes for itself while it runs. It is counted from the tensors
+    that live in an eager forward, which frees each as soon as nothing needs it any more.
+    """
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    with _at_inference(network), torch.no_grad(), _Living([*network.parameters(), *network.buffers()]) as living:
+        network(torch.zeros(1, *input_shape, device=device))
+    return int(living.peak)
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside it that live at once; views and writes in place add none."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen: Any = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+        self._now = 0
+        self.peak: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: Any) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: int) -> None:
+        self._now -= size
+
+
+@contextmanager
+def _at_inference(network: nn.Module) -> Iterator[None]:
+    """In eval mode; each module's own mode is put back afterwards."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
-    times = []
     try:
-        with torch.inference_mode():
-            for repeat in range(5 + repeats):
-                start = time.perf_counter()
-                network(image)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if repeat >= 5:
-                    times.append(time.perf_counter() - start)
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
-    return 1000 * statistics.median(times)
 
 
 def violations(limits: SearchConfig, found: Mapping[str, float], max_flops: int | None = None) -> dict[str, float]:

@@ -289,9 +289,12 @@ class Config(Section):
         """The experiment's name: the given one, or one made of space and data."""
         if self.name is not None:
             return self.name
-        space = self.space.name.rpartition(":")[2] if ":" in self.space.name else self.space.name
+        return self.named_after(self.space.name.rpartition(":")[2] if ":" in self.space.name else self.space.name)
+
+    def named_after(self, what: str) -> str:
+        """The name of an experiment with `what` on these data."""
         data = Path(self.data.name)
-        return f"{space}-{data.stem if data.suffix == '.npz' else data.name}"
+        return f"{what}-{data.stem if data.suffix == '.npz' else data.name}"
 
     @property
     def folder(self) -> Path:
@@ -315,10 +318,14 @@ def make(table: Mapping[str, Any]) -> Config:
 def read(path: Path | None, assignments: Iterable[str] = (), **sections: Any) -> Config:
     """The config of a file (None: defaults), then ``section.key=value`` assignments, then whole sections.
 
-    Values in assignments are TOML; what is not TOML is taken as a string, so that ``data.name=digits`` works.
+    The name of a packaged system stands for its file, unless there is a file of that name; its experiments are
+    called after it. Values in assignments are TOML; what is not TOML is taken as a string, so that
+    ``data.name=digits`` works.
     """
     table: dict[str, Any] = {}
+    system = path.name if path is not None and not path.exists() else None
     if path is not None:
+        path = path if system is None else _system(path)
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -333,7 +340,19 @@ def read(path: Path | None, assignments: Iterable[str] = (), **sections: Any) ->
     for key, value in sections.items():
         if value is not None:
             assign(table, key.replace("__", "."), value)
-    return make(table)
+    config = make(table)
+    if system is not None and config.name is None:
+        return config.model_copy(update={"name": config.named_after(system)})
+    return config
+
+
+def _system(name: Path) -> Path:
+    from search_spaces import systems
+
+    file = systems.find(str(name))
+    if file is None:
+        raise ConfigError(f"no config file {str(name)!r}, nor a system of that name: {', '.join(systems.available())}")
+    return file
 
 
 def resume(path: Path | None, assignments: Sequence[str] = (), **sections: Any) -> Config:

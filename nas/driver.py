@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -29,6 +29,7 @@ from nas.records import Records, existing_records, open_database
 from nas.search import Candidates
 from nas.space import SearchSpace
 from nas.study import Study
+from nas.weights import Weights
 
 MEANING = (
     "seed",
@@ -88,29 +89,32 @@ class Driver:
         images = len(self.data.train) + len(self.data.validation)
         return min(images, self.config.retrain.images or images)
 
-    def retrain_rung(self, epochs: int | None = None) -> Rung:
-        """The rung of full training; `epochs` overrides the recipe's."""
-        return ladder.retrain_rung(self.config, self.retrain_images, epochs)
+    def retrain_rung(self, epochs: int | None = None, init: str | None = None) -> Rung:
+        """The rung of full training; `epochs` overrides the recipe's, `init` names the weights it starts from."""
+        return replace(ladder.retrain_rung(self.config, self.retrain_images, epochs), init=init)
 
     def give_proxies(self) -> None:
         """Workers get the data without the test split: no proxy can touch it."""
         self._give("proxies", self.data.without_test())
 
-    def give_everything(self) -> None:
-        """Workers get the test split too."""
-        self._give("everything", self.data)
+    def give_everything(self, init: Weights | None = None) -> None:
+        """Workers get the test split too, and the weights that training starts from."""
+        self._give(f"everything {init.digest if init else ''}", self.data, init)
 
-    def _give(self, what: str, data: Data) -> None:
+    def _give(self, what: str, data: Data, init: Weights | None = None) -> None:
         if what != self._workers_have:
-            self.executor.use(Setting(self.spec, data, self.config.search))
+            self.executor.use(Setting(self.spec, data, self.config.search, init))
             self._workers_have = what
 
 
 @contextmanager
-def driving(config: Config, listen: Listener, workers: bool = True) -> Iterator[Driver]:
+def driving(
+    config: Config, listen: Listener, workers: bool = True, usable: Callable[[SearchSpace, Data], None] | None = None
+) -> Iterator[Driver]:
     """A driver of the experiment that `config` describes, for as long as the context is open.
 
-    Without `workers` nothing is started that could train: for steps that only read and write.
+    Without `workers` nothing is started that could train: for steps that only read and write. `usable` raises an
+    InputError where what the step is given does not go with space and data.
 
     Raises an InputError before anything is written when something given cannot be used, when the experiment began
     with scores of another meaning, or when another driver holds it.
@@ -127,6 +131,8 @@ def driving(config: Config, listen: Listener, workers: bool = True) -> Iterator[
         suited = _suited(config, data, pool.on_gpu)
         now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)
+        if usable is not None:
+            usable(space, data)
         proxy = ladder.proxy_rung(suited, len(data.train))
         _make_folder(config)
         engine = open_database(config.database)

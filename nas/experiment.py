@@ -26,8 +26,10 @@ from nas.config import Config
 from nas.errors import ExperimentError
 from nas.leaderboard import Record
 from nas.records import Measurement, Records, existing_records
+from search_spaces import systems
 
 if TYPE_CHECKING:
+    from nas.data import Data
     from nas.export import Exported
     from nas.progress import Listener, Progress
     from nas.space import Architecture, SearchSpace, Shape
@@ -35,7 +37,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """An architecture, cell by cell: (cell, description, params, FLOPs) and the totals of the bare network."""
+    """An architecture, cell by cell: (cell, description, params, FLOPs) and the totals of the bare network.
+
+    `memory` is the peak of its activations, in bytes, for one image at inference.
+    """
 
     architecture: Architecture
     name: str
@@ -43,6 +48,7 @@ class Shown:
     cells: list[tuple[str, str, int, int]]
     params: int
     flops: int
+    memory: int
 
 
 class Experiment:
@@ -84,6 +90,38 @@ class Experiment:
         config = configuration.read(file, assignments, name=folder.name, results=str(results))
         return cls(config=config)
 
+    @classmethod
+    def to_retrain(
+        cls,
+        what: str | None = None,
+        results: Path = Path("results"),
+        assignments: Sequence[str] = (),
+        data: str | None = None,
+        data_dir: Path | None = None,
+        name: str | None = None,
+    ) -> Experiment:
+        """As `open`; but `what` may also be a config file or a system, and there may be other data.
+
+        An experiment on other data is one of its own, called `name`, or after both.
+        """
+        if what is None or (results / what / "config.toml").is_file():
+            own = cls.open(what, results, assignments).config
+            if data in (None, own.data.name) and name in (None, own.name):
+                return cls(config=own)
+            what, file = own.experiment, own.folder / "config.toml"
+        else:
+            file = Path(what)
+            if not file.exists() and what not in systems.available():
+                known = ", ".join(systems.available())
+                raise ExperimentError(
+                    f"no experiment {what!r} in {str(results)!r}{_there_are(results)}, nor a system; those are: {known}"
+                )
+        keys = {"results": str(results), "data.name": data, "data.dir": data_dir and str(data_dir)}
+        config = configuration.read(file, assignments, name=name, **keys)
+        if name is None and (results / what / "config.toml").is_file():
+            config = config.model_copy(update={"name": config.named_after(what)})
+        return cls(config=config)
+
     @property
     def folder(self) -> Path:
         """Where config, study, measurements, weights and exports lie."""
@@ -108,24 +146,36 @@ class Experiment:
         with driving(self._changed(search__trials=trials, search__time=time), self.listen) as driver:
             return pipeline.search(driver)
 
-    def retrain(self, seeds: int | None = None) -> list[Measurement]:
-        """Train the winner (and the references) on the full recipe; returns the winner's measurements."""
-        from nas import pipeline
+    def retrain(self, seeds: int | None = None, top: int = 1, init: Path | str | None = None) -> list[Measurement]:
+        """Train the winner (and the references) on the full recipe; returns the winner's measurements.
+
+        `top` also trains those next to it on the board. `init` is a safetensors file of weights to start from, with a
+        new last layer where the labels are others. Without a search before it, the architecture is the only point of
+        the space, or that of the weights.
+        """
+        from nas import pipeline, weights
         from nas.driver import driving
 
-        with driving(self._changed(retrain__seeds=seeds), self.listen) as driver:
-            return pipeline.retrain(driver)
+        start = None if init is None else weights.read(Path(init))
+        config = self._changed(retrain__seeds=seeds)
 
-    def export(self, folder: Path | None = None) -> Exported:
+        def usable(space: SearchSpace, data: Data) -> None:
+            pipeline.check_retrainable(config, space, data, top, start)
+
+        with driving(config, self.listen, usable=usable) as driver:
+            return pipeline.retrain(driver, top=top, init=start)
+
+    def export(self, folder: Path | None = None, ensemble: int | None = None, early_exit: bool = False) -> Exported:
         """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images.
 
-        Into `folder`; None: ``export`` in the experiment's own.
+        Into `folder`; None: ``export`` in the experiment's own. `ensemble` averages the probabilities of so many
+        retrained networks; with `early_exit` the model gives its towers' logits too.
         """
         from nas import pipeline
         from nas.driver import driving
 
         with driving(self.config, self.listen, workers=False) as driver:
-            return pipeline.export(driver, folder)
+            return pipeline.export(driver, folder, ensemble, early_exit)
 
     def leaderboard(self) -> list[Record]:
         """Every measured candidate and the reference rows, best first."""
@@ -160,7 +210,8 @@ class Experiment:
             for number, name in enumerate(auxiliary.cell_names(network))
         ]
         total = complexity.count(network, shape)
-        return Shown(architecture, what, shape, cells, total.params, total.flops)
+        memory = complexity.activation_bytes(network, shape)
+        return Shown(architecture, what, shape, cells, total.params, total.flops, memory)
 
     def _changed(self, **keys: Any) -> Config:
         """The config with these keys, from now on."""

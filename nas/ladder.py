@@ -13,13 +13,15 @@ class Rung:
     """One fidelity: how far and on what a candidate is trained.
 
     `name` is what people read ("proxy", "retrain"). `final` rungs train on training and validation images
-    together and are scored on the test split; all others are scored on the validation split.
+    together and are scored on the test split; all others are scored on the validation split. `init` names the
+    weights that training starts from (None: fresh ones).
     """
 
     name: str
     recipe: Recipe
     towers: TowersConfig
     final: bool = False
+    init: str | None = None
 
     @property
     def epochs(self) -> int:
@@ -30,7 +32,7 @@ class Rung:
     @property
     def key(self) -> str:
         """Names this rung and all that a score at it depends on."""
-        text = f"{self.recipe.model_dump_json()}{self.towers.model_dump_json()}{self.final}"
+        text = f"{self.recipe.model_dump_json()}{self.towers.model_dump_json()}{self.final}{self.init or ''}"
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -69,7 +69,8 @@ def board(
     `others` are the further objectives, which span the Pareto front with the first; with none, FLOPs do.
     Only measurements of the proxy rung are ranked; results of retraining stand beside them as test accuracy.
     `references` maps a row's name to architecture keys; the row shows the mean of those that were measured.
-    Candidates that failed or were stopped come last, with their cause.
+    Candidates that failed or were stopped come last, with their cause. What was retrained without a search has a row
+    too, called "retrained".
     """
     proxies = {e.measurement.key: e for e in entries if e.measurement.rung == proxy_rung}
     retrained: dict[str, list[Measurement]] = {}
@@ -82,6 +83,12 @@ def board(
         for e in proxies.values()
         if e.trial is not None
     ]
+    named = {key for keys in references.values() for key in keys}
+    rows += [
+        _record("retrained", "candidate", trainings[:1], retrained)
+        for key, trainings in retrained.items()
+        if key not in proxies and key not in named
+    ]
     for name, keys in references.items():
         measured = [proxies[key].measurement for key in keys if key in proxies]
         if measured:
@@ -93,13 +100,18 @@ def board(
 
 def best(entries: Iterable[Entry], proxy_rung: str, objective: str) -> Measurement | None:
     """The measured candidate (never a mere reference) that stands first by `objective` at the proxy rung."""
+    return next(iter(in_order(entries, proxy_rung, objective)), None)
+
+
+def in_order(entries: Iterable[Entry], proxy_rung: str, objective: str) -> list[Measurement]:
+    """The measured candidates (never a mere reference) by `objective` at the proxy rung, best first."""
     done = [
         e.measurement
         for e in entries
         if e.measurement.rung == proxy_rung and e.measurement.status == "done" and e.trial is not None
     ]
     sign = -1 if objective in HIGHER_IS_BETTER else 1
-    return min(done, key=lambda m: (sign * m.signals[SIGNAL_OF[objective]], m.key), default=None)
+    return sorted(done, key=lambda m: (sign * m.signals[SIGNAL_OF[objective]], m.key))
 
 
 def sort(rows: Sequence[Record], column: str) -> list[Record]:

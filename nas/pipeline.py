@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import safetensors.torch
+import torch
+from torch import nn
 
-from nas import complexity, leaderboard
+from nas import complexity, leaderboard, retrained
 from nas import retrain as retraining
+from nas.config import Config
+from nas.data import Data
 from nas.driver import Driver
-from nas.errors import ExperimentError, SearchError
-from nas.export import Exported, Facts
+from nas.errors import ExperimentError, InputError, SearchError
+from nas.export import Ensemble, Exported, Facts
 from nas.export import export as write_export
 from nas.ladder import Rung
 from nas.progress import Progress
 from nas.proxy import Job
-from nas.records import Measurement
+from nas.records import Measurement, existing_records
+from nas.retrained import winner
 from nas.search import Search
-from nas.space import Architecture
+from nas.space import Architecture, SearchSpace
+from nas.weights import Weights, start_from
 
 DEFAULT_TRIALS = 30
 """Candidates of a search that is given neither a number nor a time."""
@@ -45,60 +51,110 @@ def search(driver: Driver, share: float | None = None) -> Progress:
     return loop.run(trials, 1.0 if share is None else share)
 
 
-def retrain(driver: Driver, within_budget: bool = False) -> list[Measurement]:
+def retrain(
+    driver: Driver, within_budget: bool = False, top: int = 1, init: Weights | None = None
+) -> list[Measurement]:
     """Train the winner from several seeds and the references from one; returns the winner's measurements.
 
-    `within_budget` cuts the epochs to what the time budget allows.
+    `within_budget` cuts the epochs to what the time budget allows. `top` also trains those next to the winner. With
+    `init` every training starts from these weights, and there are no references: they fit one architecture.
     """
     config, records = driver.config, driver.records
-    best = winner(driver)
-    rows = _references(driver) if config.retrain.references else {}
+    chosen = _to_retrain(config, driver.space, retrained.ranked(driver), top, init)
+    rows = _references(driver) if config.retrain.references and init is None else {}
     proxies = _measure(
         driver,
         {Job.of(one, driver.proxy, config.seed): name for name, many in rows.items() for one in many},
         "references",
     )
     records.set_fact("references", {name: [one.key for one in many] for name, many in rows.items()})
-    trainings = [best] * config.retrain.seeds + [one for one in proxies if one.status == "done"]
-    rung = _rung_within_budget(driver, trainings) if within_budget else driver.retrain_rung()
-    architecture = driver.space.architecture_type.from_json(best.architecture)
-    jobs = retraining.jobs(architecture, rung, config.seed, config.retrain.seeds, rows)
-    driver.say(f"Retraining: {len(jobs)} trainings of {rung.epochs} epochs")
-    driver.give_everything()
+    if within_budget:
+        trainings = [winner(driver)] * config.retrain.seeds + [one for one in proxies if one.status == "done"]
+        rung = _rung_within_budget(driver, trainings)
+    else:
+        rung = driver.retrain_rung(init=None if init is None else init.digest)
+    jobs = retraining.jobs(chosen[0], rung, config.seed, config.retrain.seeds, rows, chosen[1:])
+    driver.say(f"Retraining: {len(jobs)} trainings of {rung.epochs} epochs{f' from {init.name}' if init else ''}")
+    driver.give_everything(init)
     measured = _measure(driver, jobs, "retrain")
-    records.set_fact("retrained", {"rung": rung.key, "recipe": rung.recipe.model_dump(mode="json")})
-    own = [m for m in measured if m.key == best.key]
+    _remember_retrained(driver, rung, [one.key for one in chosen], init)
+    own = [m for m in measured if m.key == chosen[0].key]
     if not any(m.status == "done" for m in own):
         raise SearchError(f"the winner could not be retrained: {own[0].cause}")
     return own
 
 
-def export(driver: Driver, folder: Path | None = None) -> Exported:
-    """Write and verify the winner, as retrained from the first seed: the test split chooses nothing."""
-    records, data = driver.records, driver.data
-    retrained, best = records.fact("retrained", {}), winner(driver)
-    trained = {
-        e.measurement.seed: e.measurement
-        for e in records.all()
-        if e.measurement.key == best.key
-        and e.measurement.rung == retrained.get("rung")
-        and e.measurement.status == "done"
+def check_retrainable(config: Config, space: SearchSpace, data: Data, top: int, init: Weights | None) -> None:
+    """Raises an InputError, before anything is written, where there is nothing to retrain or the weights do not fit."""
+    records = existing_records(config.database, config.experiment)
+    best = []
+    if records is not None:
+        best = leaderboard.in_order(records.all(), records.fact("proxy_rung", ""), config.search.objectives[0])
+    chosen = _to_retrain(config, space, best, top, init)
+    for architecture in chosen if init is not None else ():
+        assert init is not None
+        with torch.random.fork_rng(devices=[]):
+            network = space.build(architecture, data.input_shape, len(data.classes))
+        start_from(init, network, space, architecture, data.input_shape, data.classes)
+
+
+def _to_retrain(
+    config: Config, space: SearchSpace, best: Sequence[Measurement], top: int, init: Weights | None
+) -> list[Architecture]:
+    """The best of the board; without a search, the only point of the space, or what the weights are for."""
+    kind = space.architecture_type
+    if top < 1:
+        raise InputError(f"--top must be at least 1, got {top}")
+    found: list[Architecture] = [kind.from_json(one.architecture) for one in best[:top]]
+    if not found and space.size() == 1:
+        found = [space.random(config.seed)]
+    if not found and init is not None and (own := init.architecture(kind)) is not None:
+        found = [own]
+    if not found:
+        raise ExperimentError(f"experiment {config.experiment!r} has no measured candidate yet")
+    if len(found) < top:
+        raise ExperimentError(f"--top {top} asks for more than the {max(len(best), 1)} measured by now")
+    return found
+
+
+def _remember_retrained(driver: Driver, rung: Rung, keys: Sequence[str], init: Weights | None) -> None:
+    """What export and board read: the rung, and the architectures that were retrained at it, by now."""
+    before = driver.records.fact("retrained", {})
+    earlier = before.get("keys", []) if before.get("rung") == rung.key else []
+    fact = {
+        "rung": rung.key,
+        "recipe": rung.recipe.model_dump(mode="json"),
+        "keys": [*keys, *(key for key in earlier if key not in keys)],
+        "init": None if init is None else f"{init.name} (sha256 {init.digest})",
     }
-    if not trained:
-        raise ExperimentError(f"experiment {driver.config.experiment!r} is not retrained yet: run `nas retrain`")
-    seed = min(trained)
-    architecture = driver.space.architecture_type.from_json(best.architecture)
-    network = driver.space.build(architecture, data.input_shape, len(data.classes))
-    weights = retraining.weights_file(driver.weights, trained[seed])
-    if not weights.is_file():
-        raise ExperimentError(f"the weights {str(weights)!r} are gone: `nas retrain` trains them again")
-    network.load_state_dict(safetensors.torch.load_file(weights))
-    cost = complexity.count(network, data.input_shape)
+    driver.records.set_fact("retrained", fact)
+
+
+def export(
+    driver: Driver, folder: Path | None = None, ensemble: int | None = None, early_exit: bool = False
+) -> Exported:
+    """Write and verify the winner, as retrained from the first seed: the test split chooses nothing.
+
+    With `ensemble`, so many retrained networks in one; with `early_exit`, the winner with the logits of its towers.
+    """
+    if ensemble is not None and early_exit:
+        raise InputError("--ensemble and --early-exit do not go together")
+    data, found = driver.data, retrained.trained(driver)
+    seeds = next(iter(found.values()))
+    members = seeds[:1] if ensemble is None else retrained.members(found, ensemble)
+    networks = [retrained.network(driver, one) for one in members]
+    model: nn.Module = networks[0] if ensemble is None else Ensemble(networks)
+    cost = complexity.count(model, data.input_shape)
+    if early_exit:
+        model = retrained.with_exits(driver, networks[0], members[0])
     assert data.test is not None
-    recipe = {key: value for key, value in retrained["recipe"].items() if value is not None}
+    fact = driver.records.fact("retrained", {})
+    recipe = {key: value for key, value in fact["recipe"].items() if value is not None}
     facts = Facts(
         space=driver.config.space.name,
-        architecture=best.architecture,
+        architecture=members[0].architecture
+        if ensemble is None
+        else json.dumps({"ensemble": [json.loads(one.architecture) for one in members]}),
         data=data.name,
         classes=data.classes,
         input_shape=data.input_shape,
@@ -106,29 +162,25 @@ def export(driver: Driver, folder: Path | None = None) -> Exported:
         std=data.std,
         params=cost.params,
         flops=cost.flops,
-        accuracies={s: m.signals["test_accuracy"] for s, m in sorted(trained.items())},
-        mious={s: m.signals["test_miou"] for s, m in sorted(trained.items()) if "test_miou" in m.signals},
+        accuracies={one.seed: one.signals["test_accuracy"] for one in seeds} if ensemble is None else {},
+        mious={one.seed: one.signals["test_miou"] for one in seeds if "test_miou" in one.signals and ensemble is None},
         task=data.task,
-        exported_seed=seed,
+        exported_seed=members[0].seed if ensemble is None else None,
+        members={}
+        if ensemble is None
+        else {f"{one.key}, seed {one.seed}": one.signals["test_accuracy"] for one in members},
         notes={
             "experiment": driver.config.experiment,
             "recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()),
-            "retraining": retrained["rung"],
-            "towers in training": ", ".join(f"cell {cell}" for cell in trained[seed].towers) or "none",
+            "retraining": fact["rung"],
+            "started from": fact.get("init") or "fresh weights",
+            "towers in training": ", ".join(f"cell {cell}" for cell in members[0].towers) or "none",
         },
     )
-    driver.say(f"Exporting seed {seed} and verifying on {len(data.test)} test images")
+    what = f"seed {members[0].seed}" if ensemble is None else f"an ensemble of {ensemble}"
+    driver.say(f"Exporting {what} and verifying on {len(data.test)} test images")
     folder = driver.config.folder / "export" if folder is None else folder
-    return write_export(network, facts, data.test.pixels, folder, driver.config.export)
-
-
-def winner(driver: Driver) -> Measurement:
-    """The best candidate at the proxy rung; raises ExperimentError where none is measured."""
-    objective = driver.config.search.objectives[0]
-    found = leaderboard.best(driver.records.all(), driver.proxy.key, objective)
-    if found is None:
-        raise ExperimentError(f"experiment {driver.config.experiment!r} has no measured candidate yet")
-    return found
+    return write_export(model, facts, data.test.pixels, folder, driver.config.export, data.test.labels)
 
 
 def _measure(driver: Driver, jobs: Mapping[Job, str], stage: str) -> list[Measurement]:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import safetensors.torch
 import torch
 
 import search_spaces
-from nas import auxiliary, complexity, training
+from nas import auxiliary, complexity, training, weights
 from nas.config import SearchConfig
 from nas.data import Data, Images
 from nas.errors import CandidateError, NasError
@@ -50,6 +49,8 @@ class Setting:
     space: SpaceSpec
     data: Data
     limits: SearchConfig
+    init: weights.Weights | None = None
+    """What rungs that name it start from."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What comes back: the measurement and, at final rungs, the bare network's weights as safetensors bytes."""
+    """What comes back: the measurement and, at final rungs, the bare network's weights as safetensors bytes.
+
+    The towers' weights, where there are any, are apart from the network's.
+    """
 
     job: Job
     measurement: Measurement
     weights: bytes | None
+    towers: bytes | None = None
 
 
 def tune_process(threads: int) -> Callable[[], None]:
@@ -145,6 +150,11 @@ class Bench:
             network = self.space.build(architecture, data.input_shape, classes)
         bare = complexity.count(network, data.input_shape)
         signals = {"params": float(bare.params), "flops": float(bare.flops)}
+        if rung.init is not None:
+            init = self.setting.init
+            assert init is not None, "a rung that starts from weights comes with them"
+            assert init.digest == rung.init, "a rung starts from the weights that it names"
+            weights.start_from(init, network, self.space, architecture, data.input_shape, data.classes)
         network.to(self.device)
         limits = self.setting.limits
         if not rung.final and (limits.max_latency is not None or "latency" in limits.objectives):
@@ -174,8 +184,12 @@ class Bench:
         if wrong := [name for name, value in signals.items() if not math.isfinite(value)]:
             raise CandidateError(f"{wrong[0]} was not finite after training")
         cost = {"seconds": fit.seconds, "images": float(fit.images)}
-        weights = _packed(network) if rung.final else None
-        return Outcome(job, job.measurement("done", signals, cost, model.cells), weights)
+        measurement = job.measurement("done", signals, cost, model.cells)
+        if not rung.final:
+            return Outcome(job, measurement, None)
+        said = {"architecture": job.architecture, "classes": list(data.classes)}
+        towers = weights.pack(model.towers) if model.cells else None
+        return Outcome(job, measurement, weights.pack(network, **said), towers)
 
     def _images(self, final: bool) -> training.Resident:
         data = self.setting.data
@@ -193,8 +207,3 @@ class Bench:
             data = self.setting.data
             self._resident[name] = training.Resident(images, data.mean, data.std, self.device)
         return self._resident[name]
-
-
-def _packed(network: torch.nn.Module) -> bytes:
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    return safetensors.torch.save(state)

@@ -42,6 +42,8 @@ def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture
     drawn: dict[str, tuple[float, Architecture]] = {}
     for attempt in range(RANDOM_DRAWS):
         architecture = space.random(RANDOM_DRAWS * seed + attempt)
+        if architecture.key in drawn:
+            continue
         try:
             excess, _ = candidates.excess(architecture)
         except Exception:  # a third-party network may raise anything, and what cannot be built is no reference
@@ -98,6 +100,8 @@ def measure(
     while executor.running:
         for outcome in executor.wait(timeout=1.0):
             check()
+            if weights is not None and outcome.towers is not None:
+                _write(towers_file(weights, outcome.measurement), outcome.towers)
             if weights is not None and outcome.weights is not None:
                 _write(weights_file(weights, outcome.measurement), outcome.weights)
             if not outcome.job.rung.final or outcome.measurement.status == "done":
@@ -121,16 +125,24 @@ def measure(
 def _measured(job: Job, records: Records, weights: Path | None) -> Measurement | None:
     """What stands in the table; a retraining whose weights are lost counts as not made."""
     found = records.get(*job.unit)
-    if found is not None and job.rung.final and weights is not None and not weights_file(weights, found).is_file():
-        return None
-    return found
+    if found is None or not job.rung.final or weights is None:
+        return found
+    there = weights_file(weights, found).is_file() and (not found.towers or towers_file(weights, found).is_file())
+    return found if there else None
 
 
 def jobs(
-    winner: Architecture, rung: Rung, seed: int, seeds: int, rows: Mapping[str, Sequence[Architecture]]
+    winner: Architecture,
+    rung: Rung,
+    seed: int,
+    seeds: int,
+    rows: Mapping[str, Sequence[Architecture]],
+    next_best: Sequence[Architecture] = (),
 ) -> dict[Job, str]:
-    """The trainings: the winner from `seeds` seeds, each reference from one."""
+    """The trainings: the winner and those `next_best` to it from `seeds` seeds, each reference from one."""
     found = {Job.of(winner, rung, seed + i): f"winner, seed {seed + i}" for i in range(seeds)}
+    for rank, architecture in enumerate(next_best, 2):
+        found |= {Job.of(architecture, rung, seed + i): f"rank {rank}, seed {seed + i}" for i in range(seeds)}
     for name, architectures in rows.items():
         for architecture in architectures:
             found.setdefault(Job.of(architecture, rung, seed), name)
@@ -140,6 +152,12 @@ def jobs(
 def weights_file(folder: Path, measurement: Measurement) -> Path:
     """Where the weights of a retrained network lie."""
     return folder / f"{measurement.key}-{measurement.rung}-{measurement.seed}.safetensors"
+
+
+def towers_file(folder: Path, measurement: Measurement) -> Path:
+    """Where the weights of its towers lie: beside the network's, which never hold a tower."""
+    network = weights_file(folder, measurement)
+    return network.with_stem(f"{network.stem}-towers")
 
 
 def _write(path: Path, content: bytes) -> None:

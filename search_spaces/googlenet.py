@@ -1,4 +1,5 @@
-"""GoogLeNet (Szegedy et al., *Going Deeper with Convolutions*, 2014) as a point of the Inception space.
+"""GoogLeNet (Szegedy et al., *Going Deeper with Convolutions*, 2014) as a point of the Inception space, and as one of
+its own, with deeper and wider siblings.
 
 Widths are those of the paper's Table 1, with the real 5x5 kernels, biases and no batch norm: 6,998,552 parameters and
 1.58 G multiply-adds at 224x224 and 1000 classes, 13,378,280 parameters with both towers. Local response
@@ -7,17 +8,22 @@ normalisation, which has no parameters, is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from nas.config import TowersConfig
+from nas.space import SearchSpace, Shape, SpaceSettings, Trial
 from search_spaces.inception import (
     CellArchitecture,
     InceptionArchitecture,
     InceptionNetwork,
     InceptionSettings,
     InceptionSpace,
+    copied,
+    scaled,
 )
 
 INPUT_SHAPE = (3, 224, 224)
@@ -50,6 +56,61 @@ SETTINGS = InceptionSettings(batch_norm=False, resolution=32, dropout=0.4)
 
 TOWERS = TowersConfig(kind="googlenet", placement=(2, 5), weight=0.3)
 """Both towers as they were: on cells 4a and 4d."""
+
+
+Multipliers = Annotated[tuple[Annotated[float, Field(gt=0, le=16)], ...], Field(min_length=1)]
+
+
+class GoogLeNetSettings(SpaceSettings):
+    """Which siblings there are, and what all of them share."""
+
+    width: Multipliers = Field((1.0,), description="Multipliers of the channels, rounded to multiples of 8.")
+    depth: Multipliers = Field((1.0,), description="Multipliers of the cells of each stage.")
+    batch_norm: bool = Field(SETTINGS.batch_norm, description="Batch norm after each convolution; the paper had none.")
+    resolution: int = Field(
+        SETTINGS.resolution, ge=4, description="The stem brings images to at most this many pixels a side."
+    )
+    dropout: float = Field(SETTINGS.dropout, ge=0, lt=1, description="Dropout before the last linear layer.")
+
+
+class GoogLeNetSpace(SearchSpace):
+    """GoogLeNet of 2014, and siblings of other widths and depths."""
+
+    architecture_type = InceptionArchitecture
+    settings_type = GoogLeNetSettings
+    settings: GoogLeNetSettings
+
+    def suggest(self, trial: Trial) -> InceptionArchitecture:
+        width = trial.suggest_categorical("width", self.settings.width)
+        return scaled(ARCHITECTURE, width, trial.suggest_categorical("depth", self.settings.depth))
+
+    def build(self, architecture: InceptionArchitecture, input_shape: Shape, num_classes: int) -> InceptionNetwork:
+        shared = self.settings.model_dump(include={"batch_norm", "resolution", "dropout"})
+        return InceptionNetwork(architecture, input_shape, num_classes, SETTINGS.model_copy(update=shared))
+
+    def size(self) -> int:
+        """Siblings that differ: multipliers that round to the same widths and cells count once."""
+        return len({scaled(ARCHITECTURE, w, d).key for w in self.settings.width for d in self.settings.depth})
+
+    def named(self) -> Mapping[str, Mapping[str, Any]]:
+        """``googlenet``: the paper's own, where both multipliers may be 1."""
+        own = 1.0 in self.settings.width and 1.0 in self.settings.depth
+        return {"googlenet": {"width": 1.0, "depth": 1.0}} if own else {}
+
+    def describe(self, architecture: InceptionArchitecture) -> Sequence[str]:
+        """The branches of each cell."""
+        return InceptionSpace(SETTINGS).describe(architecture)
+
+
+def tower_cells(depth: float = 1.0) -> tuple[int, int]:
+    """The cells that stand for 4a and 4d at a depth: the last copy of each."""
+    before, stage = len(copied(len(TABLE_1[0]), depth)), copied(len(TABLE_1[1]), depth)
+    return (before + _last(stage, 0), before + _last(stage, 3))
+
+
+def _last(stage: Sequence[int], cell: int) -> int:
+    """The last place at which the cell stands, or one before it where it has none."""
+    return max((place for place, copy in enumerate(stage) if copy <= cell), default=0)
 
 
 def googlenet(num_classes: int = 1000) -> InceptionNetwork:

@@ -369,6 +369,29 @@ def _described(cell: CellArchitecture) -> str:
     return "  ".join(f"{name}:{widths}" for name, widths in branches.items() if widths)
 
 
+def scaled(architecture: InceptionArchitecture, width: float = 1.0, depth: float = 1.0) -> InceptionArchitecture:
+    """Its deeper or wider sibling: channels times `width`, in multiples of 8, and cells of each stage times `depth`.
+
+    A multiplier of 1 changes nothing. The cells of a deeper stage are copies of its cells, in their order.
+    """
+
+    def channels(number: int) -> int:
+        return number if width == 1 or not number else max(8, math.floor(number * width / 8 + 0.5) * 8)
+
+    def widened(cell: CellArchitecture) -> CellArchitecture:
+        branches = ("one", "three_reduce", "three", "five_reduce", "five", "pool")
+        return cell.model_copy(update={branch: channels(getattr(cell, branch)) for branch in branches})
+
+    stages = (tuple(widened(stage[i]) for i in copied(len(stage), depth)) for stage in architecture.stages)
+    return InceptionArchitecture(stem=channels(architecture.stem), stages=tuple(stages))
+
+
+def copied(cells: int, depth: float) -> list[int]:
+    """Which cell of a stage of so many stands at each place once its depth is multiplied; at least one is left."""
+    count = max(1, math.floor(cells * depth + 0.5))
+    return [place * cells // count for place in range(count)]
+
+
 def reduce_width(width: int, share: float) -> int:
     """The 1x1 reduction before a convolution of `width` channels: a share of it in multiples of 4, at least 4."""
     return max(4, round(width * share / 4) * 4) if width else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import search_spaces
-from nas.complexity import cause, complexity, count, flops_by_module, latency, violations
+from nas.complexity import activation_bytes, cause, complexity, count, flops_by_module, latency, violations
 from nas.config import SearchConfig
 from nas.space import Architecture, SearchSpace
 
@@ -177,3 +177,43 @@ def test_the_cause_names_what_is_exceeded_and_nothing_else() -> None:
     assert cause(excess, found) == "params 1,500,000 is 50 % over the limit; latency_ms 4.1 is 2.5 % over the limit"
     assert cause({"params": -0.5, "latency_ms": 0.0}, found) is None
     assert cause({}, found) is None
+
+
+# ------------------------------------------------------------------------------------------- memory at inference
+
+
+class Fork(nn.Module):
+    """Two convolutions of one input, side by side, concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(2, 3, 1), nn.Conv2d(2, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.left(x), self.right(x)], 1)
+
+
+@pytest.mark.parametrize(
+    ("layers", "peak"),
+    [  # in numbers of 4 bytes: the image lives throughout; a layer's input dies when its output is there
+        (lambda: nn.Conv2d(1, 2, 3, padding=1), 16 + 32),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(inplace=True)), 16 + 32),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()), 16 + 32 + 32),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 1, 1)), 16 + 32 + 64),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 1), Fork()), 16 + 32 + 48 + 80 + 128),
+        (lambda: nn.Sequential(nn.Conv2d(1, 8, 4), nn.Flatten(), nn.Linear(8, 1000)), 16 + 8 + 1000),
+        (lambda: nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 1, 1)), 16 + 16),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_peak_activation_memory_by_hand(layers: Callable[[], nn.Module], peak: int, device: str) -> None:
+    with torch.device(device):
+        network = layers().train()
+    assert activation_bytes(network, (1, 4, 4)) == 4 * peak
+    assert network.training
+
+
+def test_memory_grows_with_the_image_and_not_with_the_weights() -> None:
+    small, large = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 31, padding=15)
+    assert activation_bytes(small, (1, 8, 8)) == activation_bytes(large, (1, 8, 8)) == 2 * 64 * 4
+    assert activation_bytes(small, (1, 16, 16)) == 2 * 256 * 4

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
-import torch
-from shapes import SIDE, write
+from shapes import write
 
 import nas
 from nas import auxiliary
 from nas import config as configuration
 from nas.data import load
-from nas.errors import SpaceError
-from nas.task import TASKS
 
 TOWER = {"towers.kind": "fcn", "towers.placement": [0]} if "fcn" in auxiliary.KINDS else {"towers.placement": "none"}
 

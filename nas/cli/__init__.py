@@ -34,8 +34,10 @@ app = typer.Typer(
     add_completion=False,
 )
 space_app = typer.Typer(help="Search spaces.", no_args_is_help=True)
+system_app = typer.Typer(help="Published systems, ready to run.", no_args_is_help=True)
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(space_app, name="space")
+app.add_typer(system_app, name="system")
 app.add_typer(data_app, name="data")
 
 out = Console(width=None if sys.stdout.isatty() else 140)
@@ -51,8 +53,14 @@ class Format(StrEnum):
     md = "md"
 
 
-ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML file; see `nas config`.", show_default=False)]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(help="A TOML file (see `nas config`), or a system (`nas system list`).", show_default=False),
+]
 Name = Annotated[str | None, typer.Argument(help="The experiment; none named: the latest.", show_default=False)]
+ToRetrain = Annotated[
+    str | None, typer.Argument(help="The experiment (none named: the latest), a file or a system.", show_default=False)
+]
 Results = Annotated[Path, typer.Option(help="Folder of the experiments.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any key of the file: section.key=value.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line a candidate, also where this is no terminal.")]
@@ -146,18 +154,25 @@ def leaderboard(
 
 @app.command()
 def retrain(
-    experiment: Name = None,
+    experiment: ToRetrain = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings of the winner.")] = None,
+    top: Annotated[int, typer.Option(help="Retrain so many of the best, each from all seeds.")] = 1,
+    init: Annotated[
+        Path | None, typer.Option(help="Weights to start from (.safetensors); other labels get a new last layer.")
+    ] = None,
+    data: DataSet = None,
+    data_dir: DataDir = None,
+    name: NewName = None,
     results: Results = Path("results"),
     set_: Set = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train the winner, and the references beside it, on the full recipe."""
+    """Train the winner, and the references beside it, on the full recipe; or a system, without a search."""
     from nas.experiment import Experiment
 
-    opened = Experiment.open(experiment, results, assignments=set_ or ())
+    opened = Experiment.to_retrain(experiment, results, set_ or (), data, data_dir, name)
     with _watching(opened, verbose):
-        opened.retrain(seeds)
+        opened.retrain(seeds, top, init)
     _print_winner(opened)
 
 
@@ -165,6 +180,10 @@ def retrain(
 def export(
     experiment: Name = None,
     to: Annotated[Path | None, typer.Option(help="The folder; unset: export/ in the experiment's.")] = None,
+    ensemble: Annotated[
+        int | None, typer.Option(help="Average the probabilities of so many retrained networks, in one model.")
+    ] = None,
+    early_exit: Annotated[bool, typer.Option("--early-exit", help="The towers' logits too, to stop early.")] = False,
     results: Results = Path("results"),
     set_: Set = None,
 ) -> None:
@@ -173,7 +192,7 @@ def export(
 
     opened = Experiment.open(experiment, results, assignments=set_ or ())
     with _watching(opened):
-        exported = opened.export(to)
+        exported = opened.export(to, ensemble, early_exit)
     _print_export(exported)
 
 
@@ -210,9 +229,24 @@ def list_spaces() -> None:
         space = search_spaces.load(name)
         size = space.size()
         held = (
-            "size unknown" if size is None else f"{size:,} architectures" if size < 1e6 else f"{size:.2g} architectures"
+            "size unknown"
+            if size is None
+            else "one architecture"
+            if size == 1
+            else f"{size:,} architectures"
+            if size < 1e6
+            else f"{size:.2g} architectures"
         )
         out.print(f"{name:<12} {description} ({held}; names {', '.join(space.named()) or 'none'})", soft_wrap=True)
+
+
+@system_app.command("list")
+def list_systems() -> None:
+    """The published systems that `nas run` takes in place of a config file."""
+    from search_spaces import systems
+
+    for name, description in systems.available().items():
+        out.print(f"{name:<14} {description}", highlight=False, markup=False, soft_wrap=True)
 
 
 @data_app.command("list")
@@ -303,6 +337,11 @@ def _print_winner(experiment: Experiment) -> None:
 
 
 def _print_export(exported: Exported) -> None:
+    members, heads = exported.card["members"], exported.card["exported accuracy"]
+    shown = {**members, "the ensemble": heads["logits"]} if members else heads
+    if len(shown) > 1:
+        for name, value in shown.items():
+            out.print(f"{name:<24} test accuracy {100 * value:.2f} %", highlight=False, markup=False)
     for check in exported.checks:
         out.print(
             f"{check.file:<18} verified on {check.images} test images: "

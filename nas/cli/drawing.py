@@ -189,6 +189,8 @@ def network(shown: Shown) -> Table:
     a = shown.architecture
     title = f"{shown.name}  ({a.key}, input {'x'.join(map(str, shown.input_shape))})"
     table = Table(title=title, title_justify="left", header_style="bold", show_footer=True, box=SIMPLE_HEAD)
+    table.caption = f"inference, one image: peak of activations {shown.memory:,} bytes"
+    table.caption_justify = "left"
     table.add_column("cell", footer="whole network")
     table.add_column("branches")
     table.add_column("params", justify="right", footer=f"{shown.params:,}")

@@ -2,14 +2,16 @@
 
 `export` writes one folder::
 
-    model.safetensors   weights of the folded network; its input is normalised images
+    model.safetensors   the plain state dict, to build on; its input is normalised images
     architecture.json   the space's name and the architecture
     model.pt2           torch.export: raw pixels in, logits out; needs PyTorch alone
     model.onnx          the same in one ONNX file
     model_card.json     what it is, how good, how fast, how verified, how to load
     MODEL_CARD.md       the same for people
 
-The .pt2 and ONNX models take ``pixels``, uint8 (N, C, H, W), 0 to 255, and normalise inside.
+The .pt2 and ONNX models take ``pixels``, uint8 (N, C, H, W), 0 to 255, and normalise inside; batch norm is folded.
+An `Ensemble` is exported as one network. `EarlyExits` give the towers' logits too, and ``towers.safetensors`` their
+weights; without it no tower is in any file.
 """
 
 from __future__ import annotations
@@ -24,23 +26,32 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from nas import complexity
 from nas.config import ExportConfig
 from nas.errors import DataError, InputError
 from nas.export import card, files, verification
-from nas.export.facts import Check, Exported, Facts, Pixels, Predict
+from nas.export.composed import EarlyExits, Ensemble
+from nas.export.facts import Check, Exported, Facts, Labels, Pixels, Predict
 from nas.export.network import PixelNetwork, fold, still
 
-__all__ = ["Check", "Exported", "Facts", "export", "fold"]
+__all__ = ["Check", "EarlyExits", "Ensemble", "Exported", "Facts", "export", "fold"]
 
-FILES = {files.SAFETENSORS, files.ARCHITECTURE, files.PT2, files.ONNX, card.JSON, card.TEXT}
+FILES = {files.SAFETENSORS, files.TOWERS, files.ARCHITECTURE, files.PT2, files.ONNX, card.JSON, card.TEXT}
 
 
-def export(network: nn.Module, facts: Facts, test_pixels: Pixels, folder: Path, config: ExportConfig) -> Exported:
+def export(
+    network: nn.Module,
+    facts: Facts,
+    test_pixels: Pixels,
+    folder: Path,
+    config: ExportConfig,
+    labels: Labels | None = None,
+) -> Exported:
     """Write and verify the export of a network, from normalised images (N, C, H, W) to the task's logits.
 
-    Every file is compared on all of `test_pixels`, uint8 (N, C, H, W), or on as many of them as there is memory
-    for the logits of every pixel. The network is not changed. The folder appears when everything in it is verified;
-    until then an earlier export stays in its place.
+    Every file is compared on all of `test_pixels`, uint8 (N, C, H, W), or on as many of them as there is memory for
+    the logits of every pixel; with their `labels`, the card says how many are predicted right. The network is not
+    changed. The folder appears when everything in it is verified; until then an earlier export stays in its place.
 
     Raises VerificationError when a file does not do what the network does, JobError when the network cannot
     be written in a format, DataError when the images do not fit, InputError when `folder` holds other things.
@@ -49,23 +60,26 @@ def export(network: nn.Module, facts: Facts, test_pixels: Pixels, folder: Path, 
     test_pixels = verification.sample(test_pixels, facts)
     with _appearing(folder.resolve()) as partial:
         trained = still(network)
+        exits = trained.names if isinstance(trained, EarlyExits) else ()
         expected = verification.expected_logits(trained, test_pixels, facts)
 
         def verify(file: str, load: Callable[[Path], Predict]) -> Check:
             return verification.verify(file, lambda: load(partial / file), test_pixels, expected, config.tolerance)
 
         folded, batch_norm = fold(trained)
-        metadata = files.metadata(facts, batch_norm)
+        metadata = files.metadata(facts, batch_norm, exits)
         files.write_architecture(partial / files.ARCHITECTURE, facts)
-        files.write_safetensors(partial / files.SAFETENSORS, folded, metadata)
+        files.write_safetensors(partial, trained, metadata)
         checks = [verify(files.SAFETENSORS, lambda path: files.load_safetensors(path, trained, facts))]
         model = PixelNetwork(folded, facts.mean, facts.std)
         program = files.write_pt2(partial / files.PT2, model, facts.input_shape, metadata)
         checks += [verify(files.PT2, files.load_pt2)]
-        files.write_onnx(partial / files.ONNX, program, config.opset, metadata)
+        files.write_onnx(partial / files.ONNX, program, config.opset, metadata, exits)
         checks += [verify(files.ONNX, files.load_onnx)]
         latency = verification.latency(trained, partial, test_pixels[:1], facts)
-        content = card.content(facts, config, batch_norm, checks, latency, partial)
+        heads = {} if labels is None else verification.accuracies(expected, labels, ("logits", *exits))
+        memory = complexity.activation_bytes(trained, facts.input_shape)
+        content = card.content(facts, config, batch_norm, checks, latency, partial, exits, heads, memory)
         (partial / card.JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (partial / card.TEXT).write_text(card.markdown(content), encoding="utf-8")
     return Exported(folder, tuple(checks), content)

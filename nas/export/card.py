@@ -54,17 +54,27 @@ def content(
     checks: Sequence[Check],
     latency: Mapping[str, float],
     folder: Path,
+    exits: Sequence[str] = (),
+    heads: Mapping[str, float] | None = None,
+    activation_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """All that the card says, as plain values; sizes are of the files that `folder` holds by now."""
+    """All that the card says, as plain values; sizes are of the files that `folder` holds by now.
+
+    `heads` is the test accuracy, 0 to 1, of what is exported: of ``logits`` and of each of the `exits`.
+    """
     shape = str((1, *facts.input_shape))
-    snippets = {files.PT2: LOAD_PT2, files.ONNX: LOAD_ONNX}
+    load_pt2 = LOAD_PT2.replace("model(pixels)", 'model(pixels)["logits"]') if exits else LOAD_PT2
+    snippets = {files.PT2: load_pt2, files.ONNX: LOAD_ONNX}
     return {
-        **files.metadata(facts, batch_norm),
+        **files.metadata(facts, batch_norm, exits),
         "params": facts.params,
         "flops": facts.flops,
+        "peak activation bytes": activation_bytes,
         "latency ms": dict(latency),
         "accuracy": _scores(facts.accuracies),
         **({"miou": _scores(facts.mious)} if facts.mious else {}),
+        "members": dict(facts.members),
+        "exported accuracy": dict(heads or {}),
         "exported seed": facts.exported_seed,
         "verification": {"tolerance": config.tolerance, "checks": [asdict(check) for check in checks]},
         "opset": config.opset,
@@ -99,8 +109,9 @@ def markdown(card: Mapping[str, Any]) -> str:
         f"# {card['space']} on {card['data']}",
         _what(card),
         "## Accuracy",
-        _table(("seed", "test accuracy"), _score_rows(card["accuracy"])),
+        *([_table(("seed", "test accuracy"), rows)] if (rows := _score_rows(card["accuracy"])) else []),
         *_mious(card),
+        *_exported_accuracy(card),
         "## Cost",
         _table(("one image", ""), _cost_rows(card)),
         "## Verification",
@@ -108,8 +119,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         _table(("file", "largest difference", "allowed", "same prediction", "images"), _check_rows(card)),
         "## Load",
         *(f"`{file}`:\n\n```python\n{snippet}```" for file, snippet in card["load"].items()),
-        f"`{files.SAFETENSORS}` holds the weights of the folded network, which takes normalised images: "
-        f"build the network of `{files.ARCHITECTURE}`, pass it through `nas.export.fold`, load the weights.",
+        f"`{files.SAFETENSORS}` holds the network's plain state dict, for normalised images: build the network of "
+        f"`{files.ARCHITECTURE}` and load it, or start from it: `nas retrain --init {files.SAFETENSORS}`.",
         "## Made with",
         _table(("", ""), [*card["versions"].items(), ("date", card["date"]), *card["notes"].items()]),
         "## Architecture",
@@ -129,7 +140,7 @@ def _what(card: Mapping[str, Any]) -> str:
         ("classes", ", ".join(card["classes"])),
         ("weights", card["dtype"]),
         ("batch norm", card["batch norm"]),
-        ("exported seed", card["exported seed"]),
+        *([] if card["exported seed"] is None else [("exported seed", card["exported seed"])]),
         ("ONNX operator set", card["opset"]),
         *((file, f"{size:,} bytes") for file, size in card["bytes"].items()),
     ]
@@ -150,11 +161,24 @@ def _score_rows(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _exported_accuracy(card: Mapping[str, Any]) -> list[str]:
+    """Of an ensemble beside its members', or of each exit."""
+    heads = card["exported accuracy"]
+    if card["members"]:
+        rows = [(name, f"{value:.2%}") for name, value in card["members"].items()]
+        rows += [("the ensemble", f"{value:.2%}") for value in heads.values()]
+        return [_table(("member", "test accuracy"), rows)]
+    if len(heads) > 1:
+        return [_table(("output", "test accuracy"), [(name, f"{value:.2%}") for name, value in heads.items()])]
+    return []
+
+
 def _cost_rows(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    latency = card["latency ms"]
+    latency, memory = card["latency ms"], card["peak activation bytes"]
     return [
         ("parameters", f"{card['params']:,}"),
         ("FLOPs (2 a multiply-add)", f"{card['flops']:,}"),
+        *([] if memory is None else [("peak of activations, eager", f"{memory:,} bytes")]),
         *((f"{what}, one CPU thread", f"{milliseconds:.2f} ms") for what, milliseconds in latency.items()),
     ]
 

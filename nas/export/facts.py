@@ -17,7 +17,9 @@ from nas.task import TASKS
 Pixels = NDArray[np.uint8]
 """Images as they are stored, (N, C, H, W), 0 to 255."""
 Logits = NDArray[np.float32]
-"""(N, classes), or (N, classes, H, W)."""
+"""(N, classes), or (N, classes, H, W); of a model with early exits (N, classes, heads), the network's own first."""
+Labels = NDArray[np.integer[Any]]
+"""(N,), or masks (N, H, W)."""
 Predict = Callable[[Pixels], Logits]
 
 
@@ -28,7 +30,8 @@ class Facts:
     `architecture` is canonical JSON. `mean` and `std` are one number a channel, in pixel units (0 to 255).
     `params` and `flops` (one image, 2 a multiply-add) are the bare network's. `accuracies` holds the test
     accuracy, 0 to 1, of each retrained network, by its seed; of a dense prediction it is of pixels, and `mious`
-    holds the mean intersections over union. `notes` are free lines: experiment, recipe, towers.
+    holds the mean intersections over union. Of an ensemble there is `members` instead, by name. `notes` are free
+    lines: experiment, recipe, towers.
     """
 
     space: str
@@ -41,10 +44,11 @@ class Facts:
     params: int
     flops: int
     accuracies: Mapping[int, float]
-    exported_seed: int
+    exported_seed: int | None
     notes: Mapping[str, str] = field(default_factory=dict)
     task: TaskName = "classification"
     mious: Mapping[int, float] = field(default_factory=dict)
+    members: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def logits_shape(self) -> tuple[int, ...]:

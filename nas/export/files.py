@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,25 +21,32 @@ from torch import nn
 
 from nas.data.images import TaskName
 from nas.errors import JobError
+from nas.export.composed import EarlyExits
 from nas.export.facts import Facts, Logits, Pixels, Predict
-from nas.export.network import PixelNetwork, fold, one_line
+from nas.export.network import PixelNetwork, one_line
 from nas.space import Shape
 
 SAFETENSORS, PT2, ONNX, ARCHITECTURE = "model.safetensors", "model.pt2", "model.onnx", "architecture.json"
+TOWERS = "towers.safetensors"
 
 
 OUTPUT: Mapping[TaskName, str] = {"classification": "(N, classes)", "dense": "(N, classes, H, W)"}
 
 
-def metadata(facts: Facts, batch_norm: str) -> dict[str, Any]:
+def metadata(facts: Facts, batch_norm: str, exits: Sequence[str] = ()) -> dict[str, Any]:
     """What every model file says of itself."""
+    output = f"logits: float32 {OUTPUT[facts.task]}"
+    if facts.members:
+        output += f", the log of the mean probability of {len(facts.members)} networks: softmax gives the mean"
+    if exits:
+        output = f"logits, {', '.join(exits)}: each float32 (N, classes); the exits are those of the towers, by depth"
     return {
         "space": facts.space,
         "architecture": json.loads(facts.architecture),
         "data": facts.data,
         "classes": list(facts.classes),
         "input": "pixels: uint8 (N, C, H, W), raw, normalised inside",
-        "output": f"logits: float32 {OUTPUT[facts.task]}",
+        "output": output,
         "input shape": list(facts.input_shape),
         "pixel range": [0, 255],
         "mean": list(facts.mean),
@@ -58,13 +66,22 @@ def write_architecture(path: Path, facts: Facts) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def write_safetensors(path: Path, folded: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """The state dict of the folded network, which takes normalised images."""
-    state = folded.state_dict()
-    # Cloned: safetensors takes neither channels-last nor shared tensors.
-    tensors = {name: state[name].clone(memory_format=torch.contiguous_format) for name in state}
-    own = {"format": "pt", "input": "images: float32 (N, C, H, W), normalised: (pixels - mean) / std"}
-    safetensors.torch.save_file(tensors, path, metadata=_strings({**metadata, **own}))
+def write_safetensors(folder: Path, trained: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """The network's plain state dict; towers, where they are exported, have a file of their own."""
+    for file, module in _modules(trained).items():
+        state = module.state_dict()
+        # Cloned: safetensors takes neither channels-last nor shared tensors.
+        tensors = {name: state[name].clone(memory_format=torch.contiguous_format) for name in state}
+        own = {"format": "pt", "input": "images: float32 (N, C, H, W), normalised: (pixels - mean) / std"}
+        own |= {"batch norm": "as trained"}
+        safetensors.torch.save_file(tensors, folder / file, metadata=_strings({**metadata, **own}))
+
+
+def _modules(trained: nn.Module) -> dict[str, nn.Module]:
+    """Which module is written to which safetensors file."""
+    if isinstance(trained, EarlyExits):
+        return {SAFETENSORS: trained.network, TOWERS: trained.towers}
+    return {SAFETENSORS: trained}
 
 
 def write_pt2(
@@ -85,14 +102,20 @@ def write_pt2(
     return program
 
 
-def write_onnx(path: Path, program: torch.export.ExportedProgram, opset: int, metadata: Mapping[str, Any]) -> None:
+def write_onnx(
+    path: Path,
+    program: torch.export.ExportedProgram,
+    opset: int,
+    metadata: Mapping[str, Any],
+    exits: Sequence[str] = (),
+) -> None:
     """One ONNX file made of the torch.export program; raises JobError when this opset cannot hold it."""
     try:
         with _quiet():
             made = torch.onnx.export(
                 program,
                 input_names=["pixels"],
-                output_names=["logits"],
+                output_names=["logits", *exits],
                 dynamic_shapes={"pixels": {0: "batch"}},
                 opset_version=opset,
                 verbose=False,
@@ -139,18 +162,26 @@ def predict_with(network: nn.Module, facts: Facts) -> Predict:
 
     def predict(pixels: Pixels) -> Logits:
         with torch.no_grad():
-            return np.asarray(network(normalised(pixels, facts)).numpy())
+            return _heads(network(normalised(pixels, facts)))
 
     return predict
 
 
+def _heads(output: Any) -> Logits:
+    """One array of a model's output, the heads last."""
+    if isinstance(output, Mapping):
+        return np.stack([one.numpy() for one in output.values()], -1)
+    return np.asarray(output.numpy())
+
+
 def load_safetensors(path: Path, trained: nn.Module, facts: Facts) -> Predict:
-    """The folded network with weights from the file alone."""
-    folded, _ = fold(trained)
-    for tensor in folded.state_dict().values():  # what the file does not give shall not be right by chance
+    """The network with weights from the file (and the towers' beside it) alone."""
+    loaded = copy.deepcopy(trained)
+    for tensor in loaded.state_dict().values():  # what the file does not give shall not be right by chance
         tensor.fill_(math.nan if tensor.is_floating_point() else 0)
-    folded.load_state_dict(safetensors.torch.load_file(path))
-    return predict_with(folded, facts)
+    for file, module in _modules(loaded).items():
+        module.load_state_dict(safetensors.torch.load_file(path.with_name(file)))
+    return predict_with(loaded, facts)
 
 
 def load_pt2(path: Path) -> Predict:
@@ -161,7 +192,7 @@ def load_pt2(path: Path) -> Predict:
     def predict(pixels: Pixels) -> Logits:
         with torch.no_grad():
             writable = torch.from_numpy(pixels.copy())
-            return np.asarray(model(writable).numpy())
+            return _heads(model(writable))
 
     return predict
 
@@ -172,4 +203,9 @@ def load_onnx(path: Path, threads: int = 0) -> Predict:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: np.asarray(session.run(["logits"], {"pixels": pixels})[0])
+
+    def predict(pixels: Pixels) -> Logits:
+        heads = [np.asarray(one) for one in session.run(None, {"pixels": pixels})]
+        return heads[0] if len(heads) == 1 else np.stack(heads, -1)
+
+    return predict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from nas.data.images import IGNORED
 from nas.errors import VerificationError
 from nas.export import files
-from nas.export.facts import Check, Facts, Logits, Pixels, Predict
+from nas.export.facts import Check, Facts, Labels, Logits, Pixels, Predict
 from nas.export.network import one_line
 
 BATCH = 64
@@ -37,7 +38,7 @@ def expected_logits(trained: nn.Module, pixels: Pixels, facts: Facts) -> Logits:
     """Logits of the trained network; raises VerificationError when they are no logits."""
     logits = _predict_all(files.predict_with(trained, facts), pixels)
     wanted = (len(pixels), *facts.logits_shape)
-    if logits.shape != wanted:
+    if logits.shape[: len(wanted)] != wanted:
         raise VerificationError(f"the trained network's logits have shape {logits.shape}, expected {wanted}")
     if not np.isfinite(logits).all():
         raise VerificationError("the trained network gives logits that are not finite")
@@ -66,6 +67,15 @@ def verify(file: str, load: Callable[[], Predict], pixels: Pixels, expected: Log
             f"({agreement:.2%} of {len(pixels)} predictions agree)"
         )
     return Check(file, difference, agreement, len(pixels))
+
+
+def accuracies(logits: Logits, labels: Labels, heads: Sequence[str]) -> dict[str, float]:
+    """Share of right predictions, 0 to 1, of each head; of labelled pixels, where labels are masks."""
+    if labels.ndim == 3:
+        labels = labels[: len(logits)]
+        return {heads[0]: float((logits.argmax(1) == labels)[labels != IGNORED].mean())}
+    each = logits.reshape(*logits.shape[:2], -1).argmax(1) == labels[:, None]
+    return {head: float(right) for head, right in zip(heads, each.mean(0), strict=True)}
 
 
 def _predict_all(predict: Predict, pixels: Pixels) -> Logits:

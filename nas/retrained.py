@@ -1,0 +1,95 @@
+"""What was retrained: which networks there are, and the model that is exported of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from nas import auxiliary, leaderboard
+from nas import retrain as retraining
+from nas.driver import Driver
+from nas.errors import ExperimentError, InputError
+from nas.export import EarlyExits
+from nas.records import Measurement
+
+Trained = Mapping[str, Sequence[Measurement]]
+"""Finished retrainings by architecture, the best of the board first; each from its first seed on."""
+
+
+def ranked(driver: Driver) -> list[Measurement]:
+    """The measured candidates, best first."""
+    return leaderboard.in_order(driver.records.all(), driver.proxy.key, driver.config.search.objectives[0])
+
+
+def winner(driver: Driver) -> Measurement:
+    """The best candidate at the proxy rung; raises ExperimentError where none is measured."""
+    found = ranked(driver)
+    if not found:
+        raise ExperimentError(f"experiment {driver.config.experiment!r} has no measured candidate yet")
+    return found[0]
+
+
+def trained(driver: Driver) -> Trained:
+    """What the latest retraining left; raises ExperimentError where the winner is not among it."""
+    fact = driver.records.fact("retrained", {})
+    done: dict[str, list[Measurement]] = {}
+    for entry in driver.records.all():
+        if entry.measurement.rung == fact.get("rung") and entry.measurement.status == "done":
+            done.setdefault(entry.measurement.key, []).append(entry.measurement)
+    board, keys = [one.key for one in ranked(driver)], fact.get("keys", [])
+    order = [*board[:1], *(key for key in board[1:] if key in keys), *(key for key in keys if key not in board)]
+    if not order or order[0] not in done:
+        raise ExperimentError(f"experiment {driver.config.experiment!r} is not retrained yet: run `nas retrain`")
+    return {key: sorted(done[key], key=lambda one: one.seed) for key in order if key in done}
+
+
+def members(found: Trained, number: int) -> list[Measurement]:
+    """The networks of an ensemble: the best `number`, or so many seeds of the only one that was retrained."""
+    if number < 2:
+        raise InputError(f"an ensemble has at least 2 members, got --ensemble {number}")
+    several = len(found) > 1
+    there = [seeds[0] for seeds in found.values()] if several else list(next(iter(found.values())))
+    if number > len(there):
+        more = f"--top {number}" if several else f"--seeds {number}"
+        what = "architectures are retrained" if several else "seeds of one architecture are retrained"
+        raise ExperimentError(
+            f"--ensemble {number} asks for more than there are: {len(there)} {what}; `nas retrain {more}`"
+        )
+    return there[:number]
+
+
+def network(driver: Driver, one: Measurement) -> nn.Module:
+    """A retrained network with its weights."""
+    data = driver.data
+    architecture = driver.space.architecture_type.from_json(one.architecture)
+    built = driver.space.build(architecture, data.input_shape, len(data.classes))
+    built.load_state_dict(_load(retraining.weights_file(driver.weights, one)))
+    return built
+
+
+def with_exits(driver: Driver, bare: nn.Module, one: Measurement) -> EarlyExits:
+    """The network with the towers it was retrained with; raises InputError where there are none to exit from."""
+    if not one.towers:
+        raise InputError("--early-exit needs towers, and the network was retrained without any")
+    data = driver.data
+    supervised = auxiliary.supervise(
+        bare, driver.config.towers, data.input_shape, len(data.classes), 0, data.coarse, data.classes
+    )
+    supervised.towers.load_state_dict(_load(retraining.towers_file(driver.weights, one)))
+    model = EarlyExits(bare, supervised.taps, list(supervised.towers)).eval()
+    with torch.no_grad():
+        shapes = {name: tuple(out.shape) for name, out in model(torch.zeros(1, *data.input_shape)).items()}
+    for name, shape in shapes.items():
+        if shape != shapes["logits"]:
+            raise InputError(f"--early-exit: {name} gives {shape}, where the network gives {shapes['logits']}")
+    return model
+
+
+def _load(file: Path) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise ExperimentError(f"the weights {str(file)!r} are gone: `nas retrain` trains them again")
+    return dict(safetensors.torch.load_file(file))
