@@ -13,7 +13,6 @@ import pytest
 import search_spaces
 from nas import auxiliary
 from nas import config as configuration
-from nas.config import TowersConfig
 from nas.errors import ConfigError
 from search_spaces import systems
 from search_spaces.googlenet import ARCHITECTURE, TOWERS, tower_cells
@@ -21,30 +20,23 @@ from search_spaces.inception import scaled
 
 NAMES = ("darts", "googlenet", "googlenet-wide", "nasnet", "relay")
 
-NEWER = "reach" in TowersConfig.model_fields
-"""Whether the towers have the keys that some systems need."""
-
-OLD_KEYS = ("googlenet", "googlenet-wide")
-
 Command = Callable[..., Any]
 
 
 def read(name: str) -> configuration.Config:
-    if name not in OLD_KEYS and not NEWER:
-        pytest.skip("the towers have no such keys yet")
     return configuration.read(Path(name))
 
 
 def test_the_systems_are_there_each_with_a_line_that_says_what_it_is() -> None:
     found = systems.available()
-    assert set(NAMES) <= set(found)
+    assert set(found) == {*NAMES, "pspnet"}
     assert list(found) == sorted(found)
     for name, line in found.items():
         assert line.endswith("."), name
         assert len(line) > 40, name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "pspnet"])
 def test_each_names_a_space_and_its_settings_hold(name: str) -> None:
     table = tomllib.loads((systems.FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
     chosen = table["space"]
@@ -60,7 +52,7 @@ def test_each_parses_and_its_towers_find_their_cells(name: str) -> None:
     assert config.experiment == f"{name}-digits"
     space = search_spaces.load(config.space.name, config.space.settings)
     network = space.build(space.random(0), (1, 8, 8), 10)
-    assert len(auxiliary.place(config.towers, len(auxiliary.cell_names(network)))) >= 1
+    assert auxiliary.supervise(network, config.towers, (1, 8, 8), 10).cells
 
 
 def test_googlenet_is_the_paper_s_network_with_the_paper_s_towers() -> None:
@@ -82,7 +74,6 @@ def test_its_sibling_is_deeper_and_wider_and_has_its_towers_in_the_same_places()
     assert config.towers.placement == tower_cells(depth)
 
 
-@pytest.mark.skipif(not NEWER, reason="the towers have no such keys yet")
 def test_the_newer_keys_say_what_the_papers_say() -> None:
     relay = read("relay").towers.model_dump()
     assert (relay["reach"], relay["main_reach"], relay["placement"]) == ("relay:4", 5, (2, 5))
@@ -113,7 +104,7 @@ def test_an_unknown_name_names_the_systems(nas: Command, tmp_path: Path) -> None
         done = nas(*words, cwd=tmp_path)
         assert done.returncode == 2
         assert len(done.stderr.strip().splitlines()) == 1
-        assert "darts, googlenet, googlenet-wide, nasnet, relay" in done.stderr
+        assert "darts, googlenet, googlenet-wide, nasnet, pspnet, relay" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
