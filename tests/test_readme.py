@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +104,23 @@ def test_the_library_example(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", small], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "1 trial" in done.stdout
     assert done.stdout.rstrip().endswith("export")
+
+
+def test_the_example_of_towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = re.search(r"<!-- towers -->\n```python\n(.*?)```", README, re.S)
+    assert example
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example[1], names)
+    assert list(torch.load("network.pt", weights_only=True)) == [
+        "0.weight",
+        "0.bias",
+        "2.weight",
+        "2.bias",
+        "5.weight",
+        "5.bias",
+    ]
+    assert len(names["model"].towers) == 1
 
 
 @pytest.mark.slow
