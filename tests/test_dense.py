@@ -44,7 +44,8 @@ SMALL: dict[str, Any] = {
     "space.dropout": 0.0,
     "proxy.epochs": 1,
     "proxy.batch_size": 16,
-    "retrain.epochs": 10,
+    "retrain.epochs": 14,
+    "retrain.label_smoothing": 0.0,
     "retrain.batch_size": 8,
     "retrain.seeds": 1,
     "retrain.references": False,
@@ -173,7 +174,8 @@ def test_space_and_data_of_different_tasks_are_refused_before_anything_is_writte
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 33, 47)])
 def test_pyramids_export_at_any_size(shape: tuple[int, int, int], tmp_path: Path) -> None:
-    space = search_spaces.load("resnet", {"pyramid": [1, 2, 3, 6], "output_stride": 8, "blocks": [[1, 1]] * 3})
+    ranges = {"blocks": [[1, 1]] * 2, "widths": [[8, 8]] * 2}
+    space = search_spaces.load("resnet", {"pyramid": [1, 2, 3, 6], **ranges})
     architecture = space.random(0)
     network = space.build(architecture, shape, 4)
     facts = Facts(
