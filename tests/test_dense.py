@@ -29,8 +29,7 @@ from nas.leaderboard import Record
 from nas.task import TASKS
 from nas.training import Resident
 
-FCN = "fcn" in auxiliary.KINDS
-TOWER = {"towers.kind": "fcn", "towers.placement": [0], "towers.weight": 0.4} if FCN else {"towers.placement": "none"}
+TOWER = {"towers.kind": "fcn", "towers.placement": [0], "towers.weight": 0.4}
 
 SMALL: dict[str, Any] = {
     "executor.kind": "in-process",
@@ -150,7 +149,7 @@ def test_signals_of_a_measurement(finished: nas.Experiment) -> None:
     records = finished._records()
     assert records is not None
     proxy, *retrained = (entry.measurement for entry in records.all())
-    towers = {f"tower0_{name}" for name in ("loss", "accuracy", "miou")} if FCN else set()
+    towers = {f"tower0_{name}" for name in ("loss", "accuracy", "miou")}
     common = {"params", "flops", "train_loss"} | towers
     assert set(proxy.signals) == common | {"val_loss", "val_accuracy", "val_miou"}
     assert [set(one.signals) for one in retrained] == [common | {"test_loss", "test_accuracy", "test_miou"}]
@@ -210,7 +209,6 @@ def test_no_more_logits_are_compared_than_can_be_held(monkeypatch: pytest.Monkey
     assert len(verification.sample(pixels, facts)) == 2
 
 
-@pytest.mark.skipif(not FCN, reason="the towers have no dense kind yet")
 def test_a_tower_s_loss_reaches_every_parameter_of_it_and_below_it(folder: Path) -> None:
     data = load(DataConfig(name=str(folder)))
     space = search_spaces.load(
@@ -218,7 +216,7 @@ def test_a_tower_s_loss_reaches_every_parameter_of_it_and_below_it(folder: Path)
     )
     network = space.build(space.random(0), data.input_shape, 3)
     towers = TowersConfig.model_validate({"kind": "fcn", "placement": [1], "weight": 0.4})
-    model = auxiliary.attach(network, towers, data.input_shape, 3)
+    model = auxiliary.supervise(network, towers, data.input_shape, 3)
     images = Resident(data.train, data.mean, data.std, torch.device("cpu"))
     _, [logits] = model(images.normalised(images.pixels[:8]))
     TASKS["dense"].loss(logits, images.labels[:8]).backward()
@@ -228,7 +226,6 @@ def test_a_tower_s_loss_reaches_every_parameter_of_it_and_below_it(folder: Path)
     assert all(parameter.grad is not None for parameter in model.towers.parameters())
 
 
-@pytest.mark.skipif(not FCN, reason="the towers have no dense kind yet")
 def test_pspnet_is_a_system_that_runs(folder: Path, tmp_path: Path) -> None:
     """The file as it is but for its size: one bottleneck a stage, and the tower on the third."""
     file = Path(search_spaces.__file__).parent / "systems" / "pspnet.toml"

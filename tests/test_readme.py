@@ -52,14 +52,14 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
-    """A folder with what the README's reader has: photos, and the space of the example."""
+    """A folder with what the README's reader has: photos, photos of other things, and the space of the example."""
     cwd = tmp_path_factory.mktemp("readme")
     generator = np.random.default_rng(0)
-    for name in ("cats", "dogs"):
-        (cwd / "photos" / name).mkdir(parents=True)
+    for name in ("photos/cats", "photos/dogs", "more-photos/birds", "more-photos/fish", "more-photos/frogs"):
+        (cwd / name).mkdir(parents=True)
         for number in range(20):
             pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(cwd / "photos" / name / f"{number}.png")
+            Image.fromarray(pixels).save(cwd / name / f"{number}.png")
     example = re.search(r"<!-- example space -->\n```python\n(.*?)```", README, re.S)
     assert example
     (cwd / "plain.py").write_text(example[1])
@@ -132,12 +132,12 @@ def test_pip_install(tmp_path: Path) -> None:
     subprocess.run([*pip, str(source)], check=True, capture_output=True)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     code = "import nas, search_spaces; print(nas.__file__, search_spaces.__file__); import nas.cli as c; c.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "data", "list"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(str(tmp_path / "site")) == 2
-    assert "fashion-mnist" in done.stdout
+    for words, said in ((["data", "list"], "fashion-mnist"), (["config", "googlenet-wide"], "width = [1.25]")):
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(str(tmp_path / "site")) == 2
+        assert said in done.stdout
 
 
 def test_quickstart(tmp_path: Path) -> None:

@@ -100,12 +100,11 @@ def test_pspnet() -> None:
     assert dropouts == [0.1]
 
 
-@pytest.mark.skipif("fcn" not in auxiliary.KINDS, reason="the towers have no dense kind yet")
 def test_the_tower_of_pspnet() -> None:
     """3x3 from the 1024 channels of res4b22 to 256, batch norm, and 1x1 to the classes."""
     one = published(3, 4, 23, 3, output_stride=8, pyramid=(1, 2, 3, 6))
     towers = TowersConfig.model_validate({"kind": "fcn", "placement": [29], "weight": 0.4})
-    model = auxiliary.attach(one.build(one.random(0), (3, 65, 65), 21), towers, (3, 65, 65), 21)
+    model = auxiliary.supervise(one.build(one.random(0), (3, 65, 65), 21), towers, (3, 65, 65), 21)
     assert model.cells == (29,)
     params = sum(p.numel() for p in model.towers.parameters())
     assert params == pytest.approx(1024 * 256 * 9 + 2 * 256 + 257 * 21, abs=256)  # the 3x3 may have a bias

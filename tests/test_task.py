@@ -147,7 +147,7 @@ def test_evaluate_is_over_pixels_whatever_the_batches(batch_size: int) -> None:
     pixels = generator.integers(0, 256, (7, 1, 4, 4), dtype=np.uint8)
     images = Resident(Images(pixels, labels), (128.0,), (64.0,), torch.device("cpu"))
     torch.manual_seed(0)
-    model = auxiliary.attach(Pixelwise(), TowersConfig(placement="none"), (1, 4, 4), 3)
+    model = auxiliary.supervise(Pixelwise(), TowersConfig(placement="none"), (1, 4, 4), 3)
     found = evaluate(model, TASK, images, batch_size)
     with torch.no_grad():
         logits = model.network(images.normalised(images.pixels))
