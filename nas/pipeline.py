@@ -67,7 +67,8 @@ def retrain(
         {Job.of(one, driver.proxy, config.seed): name for name, many in rows.items() for one in many},
         "references",
     )
-    records.set_fact("references", {name: [one.key for one in many] for name, many in rows.items()})
+    if init is None:
+        records.set_fact("references", {name: [one.key for one in many] for name, many in rows.items()})
     if within_budget:
         trainings = [winner(driver)] * config.retrain.seeds + [one for one in proxies if one.status == "done"]
         rung = _rung_within_budget(driver, trainings)
