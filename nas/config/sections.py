@@ -1,0 +1,186 @@
+"""The sections of the file and the whole of it, every key explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nas.config.towers import TowersConfig
+from nas.config.values import Fraction, Positive, Seconds, Section
+
+
+class SpaceConfig(BaseModel):
+    """Which search space. Further keys are settings of that space, checked by it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="constants")
+
+    name: str = Field("inception", description="A space by name (`nas space list`), or path/to/file.py:Name.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The space's own keys."""
+        return dict(self.model_extra or {})
+
+
+class DataConfig(Section):
+    """Which images, and how they are split."""
+
+    name: str = Field(
+        "digits", description="A known set (`nas data list`), a .npz file, or a folder with class/image.png."
+    )
+    dir: Path | None = Field(None, description="Where known sets lie; unset: downloaded to the user's cache.")
+    validation: Fraction = Field(0.2, description="Share of the training images that judges candidates ...")
+    max_validation: Positive = Field(5000, description="... but at most this many of them.")
+    test: Fraction = Field(0.2, description="Share that is the test split, where the set has no official one.")
+    split_seed: int = Field(0, ge=0, lt=2**31, description="Seed of the stratified split.")
+    size: Positive | None = Field(None, description="Images of a folder are resized to this many pixels a side.")
+
+
+class Recipe(Section):
+    """How to train."""
+
+    epochs: Positive | None = Field(None, description="Passes over the images; unset: chosen by their number.")
+    images: Positive | None = Field(None, description="Train on at most this many images; unset: all.")
+    batch_size: Positive = Field(128, description="Images a step.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov momentum) or adamw.")
+    learning_rate: float = Field(0.1, gt=0, description="Highest learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd, first beta of adamw.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay; none on biases and normalisation.")
+    schedule: Literal["one-cycle", "cosine"] = Field(
+        "one-cycle", description="Learning rate: up and down (one-cycle) or down (cosine), ending at 0."
+    )
+    warmup: Fraction = Field(0.25, description="Share of the steps in which one-cycle rises.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the label given to all classes.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of averaged weights, which are then scored; 0: off.")
+    gradient_norms: tuple[Positive, ...] = Field(
+        (), description="Steps (from 1) after whose backward the norm of each cell's gradient is recorded."
+    )
+    clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0: no clipping.")
+    augment: tuple[Literal["crop", "flip", "cutout"], ...] | None = Field(
+        None, description="Any of crop, flip, cutout; unset: what suits the data set."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic of the forward pass; auto: bfloat16 on a GPU, float32 elsewhere."
+    )
+
+
+class ProxyConfig(Recipe):
+    """The short training that judges candidates."""
+
+    images: Positive = Field(20_000, description="Train on at most this many images.")
+
+
+class RetrainConfig(Recipe):
+    """The full training of the winner, on training and validation images together."""
+
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of the label given to all classes.")
+    seeds: Positive = Field(3, description="How many trainings of the winner, each from its own seed.")
+    towers: bool = Field(True, description="Train with the towers of [towers].")
+    references: bool = Field(
+        True, description="Train the space's reference and three random networks alike, one seed each."
+    )
+
+
+class SearchConfig(Section):
+    """How candidates are chosen, and when to stop."""
+
+    trials: Positive | None = Field(None, description="Stop after this many measured candidates.")
+    time: Seconds | None = Field(
+        None, description="Time budget, such as 30m; for `nas run` it includes retraining and export."
+    )
+    sampler: Literal["tpe", "random", "gp", "nsga2"] = Field("tpe", description="tpe, random, gp or nsga2.")
+    objectives: tuple[Literal["loss", "accuracy", "params", "flops", "latency"], ...] = Field(
+        ("loss",),
+        min_length=1,
+        description="What to optimise; the first ranks the board: loss, accuracy (validation), params, flops, latency.",
+    )
+    max_params: Positive | None = Field(None, description="Limit on parameters of the bare network.")
+    max_flops: Positive | None = Field(
+        None,
+        description="Limit on FLOPs an image (2 a multiply-add); unset with a time budget: what fits it.",
+    )
+    max_latency: float | None = Field(None, gt=0, description="Limit on measured milliseconds for one image.")
+    warm_start: tuple[str, ...] | None = Field(
+        None, description="Named points of the space to begin with; unset: all that it names."
+    )
+    share: Fraction = Field(0.4, description="Share of the time budget of `nas run` that the search takes.")
+
+
+class ExecutorConfig(Section):
+    """Where candidates train."""
+
+    kind: Literal["ray", "in-process"] = Field("ray", description="ray, or in-process (one at a time, for debugging).")
+    workers: Positive | None = Field(
+        None,
+        description="Long-lived workers; unset: one a CPU thread set, or one a GPU share where there are GPUs.",
+    )
+    threads: Positive = Field(1, description="CPU threads a worker.")
+    gpus: float = Field(
+        0, ge=0, description="GPUs a worker, such as 0.5; 0 with GPUs present: one each; see also `device`."
+    )
+    device: Literal["auto", "cpu"] = Field("auto", description="auto uses GPUs where there are any; cpu never does.")
+    address: str | None = Field(None, description="An existing Ray cluster, such as auto or host:6379.")
+
+
+class ExportConfig(Section):
+    """What the exported model must satisfy."""
+
+    opset: Annotated[int, Field(ge=18)] = Field(18, description="ONNX operator set.")
+    tolerance: float = Field(
+        1e-3,
+        gt=0,
+        description="Largest allowed logit difference to the training network, on real test images.",
+    )
+
+
+class Config(Section):
+    """The whole file."""
+
+    name: str | None = Field(None, pattern=r"^\w[\w.-]*$", description="Name of the experiment; unset: <space>-<data>.")
+    results: Path = Field(Path("results"), description="Folder of the experiments.")
+    storage: str | None = Field(
+        None,
+        description="SQL URL of the study and its measurements; unset: SQLite in the experiment's folder.",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything but the split.")
+    space: SpaceConfig = SpaceConfig()
+    data: DataConfig = DataConfig()
+    towers: TowersConfig = TowersConfig()
+    proxy: ProxyConfig = ProxyConfig()
+    search: SearchConfig = SearchConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _first_objective_ranks(self) -> Self:
+        chosen = self.search.objectives
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"search.objectives names one twice: {', '.join(chosen)}")
+        if chosen[0] not in ("loss", "accuracy"):
+            raise ValueError(f"search.objectives must begin with loss or accuracy, got {chosen[0]}")
+        return self
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name: the given one, or one made of space and data."""
+        if self.name is not None:
+            return self.name
+        return self.named_after(self.space.name.rpartition(":")[2] if ":" in self.space.name else self.space.name)
+
+    def named_after(self, what: str) -> str:
+        """The name of an experiment with `what` on these data."""
+        data = Path(self.data.name)
+        return f"{what}-{data.stem if data.suffix == '.npz' else data.name}"
+
+    @property
+    def folder(self) -> Path:
+        """The experiment's folder."""
+        return self.results / self.experiment
+
+    @property
+    def database(self) -> str:
+        """SQL URL of the study and its measurements."""
+        return self.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"
