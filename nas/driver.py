@@ -195,11 +195,11 @@ def check_usable(config: Config, space: SearchSpace, data: Data) -> None:
     for attempt in range(1, TRIED + 1):
         try:
             network = space.build(space.random(config.seed + attempt), data.input_shape, len(data.classes))
+            if (logits := complexity.logits_shape(network, data.input_shape)) is not None:
+                task.check(data.task, config.space.name, logits, data.input_shape, len(data.classes))
             auxiliary.supervise(
                 network, config.towers, data.input_shape, len(data.classes), 0, data.coarse, data.classes
             )
-            if (logits := complexity.logits_shape(network, data.input_shape)) is not None:
-                task.check(data.task, config.space.name, logits, data.input_shape, len(data.classes))
             return
         except InputError as error:
             problem = error

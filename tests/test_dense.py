@@ -150,7 +150,7 @@ def test_signals_of_a_measurement(finished: nas.Experiment) -> None:
     assert records is not None
     proxy, *retrained = (entry.measurement for entry in records.all())
     towers = {f"tower0_{name}" for name in ("loss", "accuracy", "miou")}
-    common = {"params", "flops", "train_loss"} | towers
+    common = {"params", "flops", "tower_share", "train_loss", "train_accuracy"} | towers
     assert set(proxy.signals) == common | {"val_loss", "val_accuracy", "val_miou"}
     assert [set(one.signals) for one in retrained] == [common | {"test_loss", "test_accuracy", "test_miou"}]
 
@@ -236,7 +236,6 @@ def test_pspnet_is_a_system_that_runs(folder: Path, tmp_path: Path) -> None:
     config = configuration.read(file, assignments, data__name=str(folder), results=str(tmp_path))
     experiment = nas.Experiment(config=config)
     exported = experiment.run()
-    assert experiment.config.experiment == "pspnet"
     assert [check.agreement > 0.999 for check in exported.checks] == [True] * 3
     assert "fcn" in (experiment.folder / "config.toml").read_text()
 
