@@ -21,8 +21,10 @@ Cells = tuple[int, ...]
 def auto(sides: Sides) -> Cells:
     """One tower on the middle cell, none on networks of fewer than three cells.
 
-    Evidence: results/reference/auxiliary. In a first look at 30 random networks on Fashion-MNIST (14x14, one epoch)
-    one middle tower ranked candidates better than none, and better than two or one on every cell.
+    Evidence (results/reference/auxiliary; Fashion-MNIST at 14x14, batch norm): one middle tower gained 2.5 ± 1.9 points
+    of accuracy after one epoch on networks of 18 cells, nothing visible on 3 to 12, and harmed none; two towers did
+    no better than one. In a first look at 30 random networks of 3 to 9 cells (one epoch), one middle tower made the
+    ranking of candidates better than none, and better than two.
     """
     return middle(sides) if len(sides) >= 3 else ()
 

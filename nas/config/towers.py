@@ -25,7 +25,10 @@ PLACEMENTS = "auto, middle, thirds, two-thirds, stages, every:k, none, or cell n
 
 
 class TowersConfig(Section):
-    """Auxiliary towers, only ever used in training."""
+    """Auxiliary towers, only ever used in training.
+
+    The defaults are discussed, with what was measured of the alternatives, in results/reference/auxiliary.
+    """
 
     placement: (
         Annotated[str, Field(pattern=r"^(auto|middle|thirds|two-thirds|stages|every:[1-9]\d*|none)$")]
