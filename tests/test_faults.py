@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +78,10 @@ class Place:
         words += ["--space", f"{self.folder / 'noting.py'}:Noting", "--data", "digits", "--trials", str(trials)]
         return [*words, *(word for pair in settings.items() for word in ("--set", "=".join(pair))), *more]
 
-    def start(self, *more: str, trials: int) -> subprocess.Popen[str]:
+    def start(self, *more: str, trials: int, before: Sequence[str] = ()) -> subprocess.Popen[str]:
         """In a session of its own, as a shell starts it, so that Ctrl-C can go to all of its processes."""
         return subprocess.Popen(
-            self.command(*more, trials=trials),
+            [*before, *self.command(*more, trials=trials)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -308,7 +308,8 @@ def test_more_trials_go_on_where_it_was_stopped(place: Place, interrupted: objec
 
 @pytest.mark.slow
 def test_a_polite_end_is_an_interrupt_too(new_place: Place, processes: list[subprocess.Popen[str]]) -> None:
-    driver = new_place.start("--set", "executor.kind=in-process", trials=1000)
+    deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]  # as a script's background jobs are to Ctrl-C
+    driver = new_place.start("--set", "executor.kind=in-process", trials=1000, before=deaf)
     processes.append(driver)
     until(new_place.measured, 60, driver)
     driver.terminate()
