@@ -16,7 +16,7 @@ import torch
 import nas
 from nas import config as configuration
 from nas.data import load
-from nas.errors import ExperimentError, SpaceError
+from nas.errors import ConfigError, ExperimentError, SpaceError
 from nas.search import Event
 
 SMALL: dict[str, Any] = {
@@ -184,7 +184,7 @@ def test_more_trials_go_on_and_another_meaning_is_refused(tmp_path: Path) -> Non
 def test_bad_input_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="no search space 'incption'"):
         small(tmp_path, space="incption").search()
-    with pytest.raises(nas.experiment.configuration.ConfigError):
+    with pytest.raises(ConfigError):
         small(tmp_path, search__trials=-1)
     with pytest.raises(Exception, match="digitz"):
         small(tmp_path, data="digitz").search()

@@ -22,10 +22,20 @@ OTHER_RECIPES: dict[str, Any] = {
     "label_smoothing": 0.1,
     "ema": 0.9,
     "clip": 1.0,
+    "gradient_norms": (1,),
     "augment": ("flip",),
     "precision": "bfloat16",
 }
-OTHER_TOWERS: dict[str, Any] = {"placement": "none", "kind": "googlenet", "weight": 0.2, "schedule": "linear"}
+OTHER_TOWERS: dict[str, Any] = {
+    "placement": "none",
+    "kind": "googlenet",
+    "share": 0.2,
+    "weight": 0.2,
+    "schedule": "linear",
+    "reach": "relay:2",
+    "main_reach": 2,
+    "labels": "coarse",
+}
 
 
 def test_every_key_of_recipe_and_towers_makes_another_rung() -> None:
