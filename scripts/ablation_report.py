@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "ablation"  # the same plot, the same file
 import matplotlib.pyplot as plt
 
 ARM = ["cells", "batch_norm", "head", "arm", "epochs"]
