@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "ablation"  # the same plot, the same file
-import matplotlib.pyplot as plt
+plt.switch_backend("svg")
+plt.rcParams["svg.hashsalt"] = "ablation"  # the same plot, the same file
 
 ARM = ["cells", "batch_norm", "head", "arm", "epochs"]
 COLOURS = {"none": "#888888", "towers": "#c0392b"}
