@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import search_spaces
 from nas.auxiliary import DeepSupervision, attach, cell_names, supervise
 from nas.auxiliary.reach import backward
 from nas.config import TowersConfig
 from nas.errors import ConfigError
+from nas.task import TASKS
 from search_spaces.inception import InceptionSettings, InceptionSpace
 
 SHAPE = (3, 16, 16)
@@ -214,6 +216,44 @@ def test_gradients_are_exactly_where_they_should_be_and_the_trunk_is_as_it_was(
     losses = model.losses(model(images), labels)
     losses.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(
+    seed=st.integers(0, 2**31),
+    placement=st.sampled_from(PLACEMENTS),
+    reach=st.sampled_from(["full", "relay:2", "detached"]),
+    kind=st.sampled_from(["light", "linear", "fcn"]),
+    height=st.integers(8, 40),
+    width=st.integers(8, 40),
+    classes=st.integers(2, 30),
+)
+def test_towers_for_one_label_a_pixel_fit_and_teach_too(
+    seed: int, placement: str, reach: str, kind: str, height: int, width: int, classes: int
+) -> None:
+    ranges = {"blocks": [[1, 2]] * 3, "widths": [[8, 16]] * 3, "stem": [8, 8], "pyramid": [1, 2], "output_stride": 8}
+    space = search_spaces.load("resnet", ranges)
+    shape = (3, height, width)
+    torch.manual_seed(seed)
+    network = space.build(space.random(seed), shape, classes)
+    where: Any = (len(cell_names(network)) - 1,) if placement == "last" else placement
+    config = TowersConfig.model_validate({"placement": where, "reach": reach, "kind": kind, "share": 0.5})
+    images = torch.randn(2, *shape)
+    with torch.no_grad():
+        alone = network.eval()(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = supervise(network, config, shape, classes)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images)[0], alone)
+    model.train()
+    labels = torch.randint(classes, (2, height, width))
+    outputs = model(images)
+    for tap, one in zip(model.taps, outputs[1], strict=True):
+        assert one.shape == (2, classes, tap.height, tap.width)
+    losses = model.losses(outputs, labels, criterion=TASKS["dense"].loss)
+    losses.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def activations(network: nn.Module, images: Tensor, through: nn.Module | None = None) -> dict[str, Tensor]:

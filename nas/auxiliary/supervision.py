@@ -170,7 +170,7 @@ class DeepSupervision(nn.Module):
         groups = self.settings[number][1].labels
         if groups is None:
             return labels
-        table = torch.tensor(groups, device=labels.device)
+        table = self.get_buffer(f"groups{number}")
         classes = labels.long()
         return torch.where(classes < len(groups), table[classes.clamp(max=len(groups) - 1)], classes)
 
@@ -221,6 +221,10 @@ class DeepSupervision(nn.Module):
         self.taps = tuple(tap for _, tap, _, _ in kept)
         self.share = sum(flops for *_, flops, _ in kept) / max(1, found.flops)
         self.towers = nn.ModuleList(module for *_, module in kept).train(self.training)
+        for number, (_, tower) in enumerate(self.settings):
+            if tower.labels is not None:  # on the device once: a step that copies them there cannot be captured
+                table = torch.tensor(tower.labels, device=device)
+                self.register_buffer(f"groups{number}", table, persistent=False)
         k = reaching.relay_length(self.teaching.reach)
         if k is not None:
             positions = [self._order.index(tap.module) for tap in self.taps]
