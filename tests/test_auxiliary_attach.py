@@ -233,7 +233,7 @@ def test_lazy_towers_neither_change_the_network_nor_random_numbers() -> None:
 
 
 def test_lazy_towers_are_those_that_an_example_gives() -> None:
-    lazy, eager = attach(ResNet(), ["layer2"], seed=3), attach(ResNet(), ["layer2"], IMAGES, seed=3)
+    lazy, eager = attach(ResNet(), ["layer2"], seed=3), attach(ResNet(), ["layer2"], (3, 64, 64), seed=3)
     lazy.eval()(IMAGES)
     assert lazy.share == eager.share > 0
     for one, other in zip(lazy.towers.parameters(), eager.towers.parameters(), strict=True):

@@ -60,7 +60,7 @@ Settings = Tower | Mapping[str, Any] | str
 def attach(
     model: nn.Module,
     towers: Sequence[str | int] | Mapping[str, Settings] | Mapping[int, Settings],
-    example: Tensor | None = None,
+    example: Tensor | Shape | None = None,
     num_classes: int | None = None,
     *,
     schedule: str = "constant",
@@ -76,7 +76,7 @@ def attach(
     ``cell_names``; or maps each to a `Tower`, to its keys (``{"kind": "linear", "weight": 0.4}``) or to its kind.
     The modules must give maps ``(N, C, H, W)``.
 
-    `example` is a batch of images ``(N, C, H, W)``; without one, towers are built at the first forward, their
+    `example` is a batch of images ``(N, C, H, W)``, or the shape of one; without it, towers are built at the first forward, their
     parameters lazy until then. Without `num_classes`, classes are taken from the network's logits.
 
     `reach` is ``full``, ``relay:k`` or ``detached`` (see `nas.auxiliary.reach`); for ``relay:k``, `cells` names the
@@ -97,7 +97,7 @@ def attach(
     lazy = example is None
     supervised = DeepSupervision(model, settings, teaching, order, num_classes=num_classes, seed=seed, lazy=lazy)
     if example is not None:
-        supervised.build(example)
+        supervised.build(example if isinstance(example, Tensor) else torch.zeros(2, *example))
     return supervised
 
 
