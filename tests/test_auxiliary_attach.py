@@ -255,6 +255,7 @@ def test_lazy_towers_are_those_that_an_example_gives() -> None:
         (["layer1"], {"schedule": "sometimes"}, ConfigError, "schedule"),
         (["layer1"], {"reach": "relay:0"}, ConfigError, "relay:k"),
         (["layer1"], {"main_reach": 2}, ConfigError, "relay:k only"),
+        (["layer1"], {"cells": ["layer2", "layer3"]}, ConfigError, "'layer1', which is not among the cells"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(towers: Any, keys: Any, error: Any, complaint: str) -> None:

@@ -76,8 +76,8 @@ def attach(
     ``cell_names``; or maps each to a `Tower`, to its keys (``{"kind": "linear", "weight": 0.4}``) or to its kind.
     The modules must give maps ``(N, C, H, W)``.
 
-    `example` is a batch of images ``(N, C, H, W)``, or the shape of one; without it, towers are built at the first forward, their
-    parameters lazy until then. Without `num_classes`, classes are taken from the network's logits.
+    `example` is a batch of images ``(N, C, H, W)``, or the shape of one; without it, towers are built at the first
+    forward, their parameters lazy until then. Without `num_classes`, classes are taken from the network's logits.
 
     `reach` is ``full``, ``relay:k`` or ``detached`` (see `nas.auxiliary.reach`); for ``relay:k``, `cells` names the
     cells by depth where the network has no ``cell_names`` (default: the tapped modules), and `main_reach` keeps the
@@ -89,6 +89,8 @@ def attach(
     named = dict(towers) if isinstance(towers, Mapping) else {where: Tower() for where in towers}
     order = tuple(cells or cast("Sequence[str]", getattr(model, "cell_names", ())))
     settings = [(_module(model, where, order), _tower(given)) for where, given in named.items()]
+    if cells is not None and (strange := [name for name, _ in settings if name not in order]):
+        raise ConfigError(f"a tower stands on {strange[0]!r}, which is not among the cells given")
     modules = list(dict(model.named_modules()))
     order = order if all(name in order for name, _ in settings) else ()
     order = order or tuple(sorted((name for name, _ in settings), key=modules.index))
