@@ -14,7 +14,9 @@ class Rung:
 
     `name` is what people read ("proxy", "retrain"). `final` rungs train on training and validation images
     together and are scored on the test split; all others are scored on the validation split. `init` names the
-    weights that training starts from (None: fresh ones).
+    weights that training starts from (None: fresh ones). `truth` rungs train on training images alone and are
+    scored on the truth's images too. Where `as_costly_as` names towers, training has as many more steps as these
+    would have cost. `free` rungs train nothing: they read what an untrained network shows.
     """
 
     name: str
@@ -22,6 +24,9 @@ class Rung:
     towers: TowersConfig
     final: bool = False
     init: str | None = None
+    truth: bool = False
+    as_costly_as: TowersConfig | None = None
+    free: bool = False
 
     @property
     def epochs(self) -> int:
@@ -33,6 +38,8 @@ class Rung:
     def key(self) -> str:
         """Names this rung and all that a score at it depends on."""
         text = f"{self.recipe.model_dump_json()}{self.towers.model_dump_json()}{self.final}{self.init or ''}"
+        text += f"{'truth' if self.truth else ''}{'free' if self.free else ''}"
+        text += "" if self.as_costly_as is None else self.as_costly_as.model_dump_json()
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

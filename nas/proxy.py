@@ -7,14 +7,18 @@ state that matters: the same job gives the same signals on any worker with the s
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 import search_spaces
 from nas import auxiliary, complexity, training, weights
+from nas import signals as reading
+from nas.averaging import RECOMPUTED
 from nas.config import SearchConfig
 from nas.data import Data, Images
 from nas.errors import CandidateError, NasError
@@ -105,15 +109,18 @@ class Outcome:
 def tune_process(threads: int) -> Callable[[], None]:
     """Threads, denormals and determinism of this process, as measurements need them; returns what puts them back."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before it is written
     torch.backends.cudnn.deterministic = True
 
     def put_back() -> None:
         torch.set_num_threads(before[0])
         torch.set_flush_denormal(False)
         torch.use_deterministic_algorithms(before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
         torch.backends.cudnn.deterministic = before[2]
 
     return put_back
@@ -156,6 +163,8 @@ class Bench:
             assert init.digest == rung.init, "a rung starts from the weights that it names"
             weights.start_from(init, network, self.space, architecture, data.input_shape, data.classes)
         network.to(self.device)
+        if rung.free:
+            return self._free(job, network, signals)
         limits = self.setting.limits
         if not rung.final and (limits.max_latency is not None or "latency" in limits.objectives):
             signals["latency_ms"] = complexity.latency(network, data.input_shape)
@@ -174,22 +183,74 @@ class Bench:
         )
         signals["tower_share"] = model.share
         task = TASKS[data.task]
-        fit = training.fit(model, task, self._images(rung.final), rung.recipe, job.seed)
-        signals |= {"train_loss": fit.train_losses[-1], "train_accuracy": fit.train_accuracy}
+        train, scored = self._images(rung.final), self._scored(rung.final)
+        batch = rung.recipe.batch_size
+
+        def read() -> Mapping[str, float]:
+            return training.evaluate(model, task, scored, batch, towers=False)
+
+        extra = self._extra_steps(rung, network, signals, len(train), len(scored))
+        fit = training.fit(model, task, train, rung.recipe, job.seed, extra, read)
+        signals |= reading.training_speed(fit.step_losses, fit.steps_an_epoch)
+        signals |= {"train_loss": signals["tse_e"], "train_accuracy": fit.train_accuracy}
         for step, norms in fit.gradient_norms.items():
             signals |= {f"gradient_norm_cell{cell}_step{step}": norm for cell, norm in enumerate(norms)}
+        for epoch, scores in fit.readings.items():
+            at = "" if epoch == rung.epochs else f"_epoch{epoch}"
+            signals |= {f"averaged_val_{name}{at}": value for name, value in scores.items()}
         split = "test" if rung.final else "val"
-        scores = training.evaluate(model, task, self._scored(rung.final), rung.recipe.batch_size)
+        start = time.perf_counter()
+        scores = training.evaluate(model, task, scored, batch)
+        seconds = time.perf_counter() - start
         signals |= {name if name.startswith("tower") else f"{split}_{name}": v for name, v in scores.items()}
+        signals |= reading.of_towers(scores, model.names)
+        if rung.truth:
+            held = training.evaluate(model, task, self._truth(), batch, towers=False)
+            signals |= {f"truth_{name}": value for name, value in held.items()}
         if wrong := [name for name, value in signals.items() if not math.isfinite(value)]:
             raise CandidateError(f"{wrong[0]} was not finite after training")
-        cost = {"seconds": fit.seconds, "images": float(fit.images)}
+        read_images = len(fit.readings) * (len(scored) + min(RECOMPUTED, len(train)))
+        cost = {
+            "seconds": fit.seconds,
+            "images": float(fit.images),
+            "scoring_seconds": seconds,
+            "multiply_adds": reading.multiply_adds(bare.flops, model.share, fit.images, len(scored), read_images),
+        }
         measurement = job.measurement("done", signals, cost, model.cells)
         if not rung.final:
             return Outcome(job, measurement, None)
         said = {"architecture": job.architecture, "classes": list(data.classes)}
         towers = weights.pack(model.towers) if model.cells else None
         return Outcome(job, measurement, weights.pack(network, **said), towers)
+
+    def _free(self, job: Job, network: nn.Module, signals: dict[str, float]) -> Outcome:
+        """The outcome at a free rung: nothing is trained."""
+        start = time.perf_counter()
+        train = self._images(False)
+        images = train.normalised(train.pixels[: reading.NASWOT_IMAGES])
+        signals |= reading.zero_cost(network, images, training.stream(job.seed, "zero-cost"))
+        adds = reading.multiply_adds(signals["flops"], 0, 0, 0, zero_cost=True)
+        cost = {"seconds": time.perf_counter() - start, "images": 0.0, "scoring_seconds": 0.0, "multiply_adds": adds}
+        return Outcome(job, job.measurement("done", signals, cost, ()), None)
+
+    def _extra_steps(
+        self, rung: Rung, network: nn.Module, signals: Mapping[str, float], train: int, scored: int
+    ) -> int:
+        """Steps beyond the epochs that cost as much as other towers would, in training and in scoring."""
+        if rung.as_costly_as is None:
+            return 0
+        data = self.setting.data
+        other = auxiliary.supervise(
+            network, rung.as_costly_as, data.input_shape, len(data.classes), 0, data.coarse, data.classes
+        )
+        steps, batch = training.steps_of(rung.recipe, train)
+        images = (other.share - signals["tower_share"]) * (rung.epochs * steps * batch + scored / 3)
+        return max(0, round(images / batch))
+
+    def _truth(self) -> training.Resident:
+        data = self.setting.data
+        assert data.truth is not None, "a rung of truth needs the truth's images"
+        return self._on_device("truth", data.truth)
 
     def _images(self, final: bool) -> training.Resident:
         data = self.setting.data

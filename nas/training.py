@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nas import auxiliary
 from nas.auxiliary import DeepSupervision
+from nas.averaging import RECOMPUTED, Averaged
 from nas.config import Recipe
 from nas.data import Images
 from nas.data.augment import augment, augment_both
@@ -65,17 +68,26 @@ class Resident:
 
 @dataclass(frozen=True)
 class Fit:
-    """What training left to read: the main head's mean training loss an epoch, seconds, images seen.
+    """What training left to read: the main head's training loss of each step, seconds, images seen.
 
+    `train_losses` are their means over each epoch. `readings` holds, for each epoch asked for, what `read` gave.
     `train_accuracy` is the main head's over the last epoch, as it trained. `gradient_norms` holds, for each step
     asked for, the norm of the gradient on each cell's parameters, by depth.
     """
 
-    train_losses: tuple[float, ...]
+    step_losses: tuple[float, ...]
+    steps_an_epoch: int
     train_accuracy: float
     gradient_norms: Mapping[int, tuple[float, ...]]
+    readings: Mapping[int, Mapping[str, float]]
     seconds: float
     images: int
+
+    @property
+    def train_losses(self) -> tuple[float, ...]:
+        """Mean training loss of the main head over each epoch; the last may be a part of one."""
+        losses, step = self.step_losses, self.steps_an_epoch
+        return tuple(fmean(losses[start : start + step]) for start in range(0, len(losses), step))
 
 
 def stream(seed: int, purpose: str) -> int:
@@ -83,19 +95,35 @@ def stream(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6], "big")
 
 
-def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, seed: int) -> Fit:
+def steps_of(recipe: Recipe, images: int) -> tuple[int, int]:
+    """(steps an epoch, images a step) of a training on a split of so many images."""
+    count = min(images, recipe.images or images)
+    return max(1, count // recipe.batch_size), min(count, recipe.batch_size)
+
+
+def fit(
+    model: DeepSupervision,
+    task: Task,
+    images: Resident,
+    recipe: Recipe,
+    seed: int,
+    extra_steps: int = 0,
+    read: Callable[[], Mapping[str, float]] | None = None,
+) -> Fit:
     """Train network and towers together, in place. `recipe.epochs` must be set.
 
-    The schedule anneals to zero within the epochs. With `recipe.ema` the averaged weights are what is left in the
-    model. Raises CandidateError when the loss is not finite.
+    The schedule anneals to zero within the epochs, and within as many `extra_steps` after them. With `recipe.ema` the
+    averaged weights are what is left in the model. `read` is called after the epochs in `recipe.readings` and finds
+    averaged weights in the model; training goes on as if it had not been. Raises CandidateError when the loss is not
+    finite.
     """
     assert recipe.epochs is not None
     start = time.perf_counter()
     device = images.device
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     count = min(len(images), recipe.images or len(images))
-    steps_an_epoch = max(1, count // recipe.batch_size)
-    steps = steps_an_epoch * recipe.epochs
+    steps_an_epoch, batch_size = steps_of(recipe, len(images))
+    steps = steps_an_epoch * recipe.epochs + extra_steps
     optimizer = make_optimizer(model, recipe)
     averaged = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)  # type: ignore[no-untyped-call]
@@ -106,46 +134,51 @@ def fit(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, se
     chance = torch.Generator().manual_seed(stream(seed, "augment"))
     chosen = torch.randperm(len(images), generator=order)[:count].to(device)
     criterion = partial(task.loss, label_smoothing=recipe.label_smoothing)
-    train_losses: list[float] = []
+    reader = Averaged(model, steps_an_epoch) if recipe.readings and read is not None else None
+    step_losses: list[Tensor] = []
+    seen: deque[Tensor] = deque(maxlen=steps_an_epoch)
     gradient_norms: dict[int, tuple[float, ...]] = {}
+    readings: dict[int, Mapping[str, float]] = {}
     with _dropout_seeded(stream(seed, "dropout"), device):
         model.train()
-        step = 0
-        for _ in range(recipe.epochs):
-            total = torch.zeros((), device=device)
-            seen: list[Tensor] = []
-            for batch in _batches(chosen, recipe.batch_size, order):
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate * learning_rate_share(recipe, step / steps)
-                pixels, labels = images.batch(batch, recipe.augment or (), chance)
-                with _autocast(recipe, device):
-                    outputs = model(images.normalised(pixels))
-                    losses = model.losses(outputs, labels, step / steps, criterion)
-                optimizer.zero_grad(set_to_none=True)
-                losses.backward()
-                if step + 1 in recipe.gradient_norms:
-                    gradient_norms[step + 1] = cell_gradient_norms(model)
-                if recipe.clip:
-                    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-                optimizer.step()
-                if averaged is not None:
-                    averaged.update_parameters(model)
-                total += losses.main.detach().float()
-                seen.append(task.statistics(auxiliary.logits_of(outputs[0]).detach(), labels))
-                step += 1
-                if step % CHECK_EVERY == 0 or step == steps:
-                    _must_be_finite(total + losses.total.detach(), step)
-            train_losses.append(float(total) / steps_an_epoch)
+        for step, batch in enumerate(_batches(chosen, recipe.batch_size, order, steps), 1):
+            progress = (step - 1) / steps
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * learning_rate_share(recipe, progress)
+            pixels, labels = images.batch(batch, recipe.augment or (), chance)
+            with _autocast(recipe, device):
+                outputs = model(images.normalised(pixels))
+                losses = model.losses(outputs, labels, progress, criterion)
+            optimizer.zero_grad(set_to_none=True)
+            losses.backward()
+            if step in recipe.gradient_norms:
+                gradient_norms[step] = cell_gradient_norms(model)
+            if recipe.clip:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(model)
+            step_losses.append(losses.main.detach().float())
+            seen.append(task.statistics(auxiliary.logits_of(outputs[0]).detach(), labels))
+            if step % CHECK_EVERY == 0 or step == steps:
+                _must_be_finite(torch.stack(step_losses[-CHECK_EVERY:]).sum() + losses.total.detach(), step)
+            if reader is not None:
+                reader.update()
+                if (epoch := _read_after(step, steps, steps_an_epoch, recipe)) is not None and read is not None:
+                    some = (images.normalised(images.pixels[rows]) for rows in chosen[:RECOMPUTED].split(batch_size))
+                    with reader.applied(some):
+                        readings[epoch] = read()
     if averaged is not None:
         counters = {name: one for name, one in model.state_dict().items() if not one.is_floating_point()}
         model.load_state_dict(averaged.module.state_dict() | counters)  # an averaged count would be no count
-    an_epoch = steps_an_epoch * min(count, recipe.batch_size)
     return Fit(
-        train_losses=tuple(train_losses),
-        train_accuracy=task.metrics(torch.stack(seen).sum(0).cpu())["accuracy"],
+        step_losses=tuple(torch.stack(step_losses).tolist()),
+        steps_an_epoch=steps_an_epoch,
+        train_accuracy=task.metrics(torch.stack(tuple(seen)).sum(0).cpu())["accuracy"],
         gradient_norms=gradient_norms,
+        readings=readings,
         seconds=time.perf_counter() - start,
-        images=recipe.epochs * an_epoch,
+        images=steps * batch_size,
     )
 
 
@@ -158,14 +191,16 @@ def cell_gradient_norms(model: DeepSupervision) -> tuple[float, ...]:
 
 
 @torch.inference_mode()
-def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: int = 128) -> Mapping[str, float]:
+def evaluate(
+    model: DeepSupervision, task: Task, images: Resident, batch_size: int = 128, towers: bool = True
+) -> Mapping[str, float]:
     """``loss`` and the task's metrics (``accuracy``) of the main head, and ``tower<cell>_loss`` and so on apart.
 
-    A tower with coarse labels is scored by these.
+    A tower with coarse labels is scored by these. Without `towers` the main head alone is computed.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    heads = ["", *(f"{name}_" for name in model.names)]
+    heads = ["", *(f"{name}_" for name in model.names if towers)]
     losses = torch.zeros(len(heads), device=images.device)
     statistics: dict[str, Tensor] = {}
     total = torch.zeros((), dtype=torch.int64, device=images.device)
@@ -174,7 +209,7 @@ def evaluate(model: DeepSupervision, task: Task, images: Resident, batch_size: i
         labels = images.labels[start : start + batch_size]
         count = task.count(labels)
         total += count
-        logits, tower_logits = model(pixels)
+        logits, tower_logits = model(pixels) if towers else (model.network(pixels), [])
         for number, (head, one) in enumerate(zip(heads, [auxiliary.logits_of(logits), *tower_logits], strict=True)):
             target = labels if number == 0 else model.labels(number - 1, labels)
             losses[number] += task.loss(one, target) * count
@@ -213,14 +248,24 @@ def learning_rate_share(recipe: Recipe, progress: float) -> float:
     return (1 - progress) / (1 - recipe.warmup)
 
 
-def _batches(chosen: Tensor, batch_size: int, order: torch.Generator) -> Iterator[Tensor]:
-    """Index batches ``(batch_size,)`` in a new order; what does not fill a batch waits for another epoch."""
-    shuffled = chosen[torch.randperm(len(chosen), generator=order).to(chosen.device)]
-    if len(shuffled) < batch_size:
-        yield shuffled
-        return
-    for start in range(0, len(shuffled) - batch_size + 1, batch_size):
-        yield shuffled[start : start + batch_size]
+def _batches(chosen: Tensor, batch_size: int, order: torch.Generator, steps: int) -> Iterator[Tensor]:
+    """So many index batches ``(batch_size,)``, in a new order each epoch; what does not fill one waits for another."""
+    size = min(batch_size, len(chosen))
+    while steps:
+        shuffled = chosen[torch.randperm(len(chosen), generator=order).to(chosen.device)]
+        for start in range(0, len(shuffled) - size + 1, size)[:steps]:
+            yield shuffled[start : start + size]
+            steps -= 1
+
+
+def _read_after(step: int, steps: int, steps_an_epoch: int, recipe: Recipe) -> int | None:
+    """The epoch after which averaged weights are read at this step; extra steps belong to the last epoch."""
+    epoch, within = divmod(step, steps_an_epoch)
+    if step == steps:
+        epoch, within = recipe.epochs or epoch, 0
+    elif epoch == recipe.epochs:
+        return None
+    return epoch if not within and epoch in recipe.readings else None
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

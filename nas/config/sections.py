@@ -36,6 +36,7 @@ class DataConfig(Section):
     test: Fraction = Field(0.2, description="Share that is the test split, where the set has no official one.")
     split_seed: int = Field(0, ge=0, lt=2**31, description="Seed of the stratified split.")
     size: Positive | None = Field(None, description="Images of a folder are resized to this many pixels a side.")
+    shrink: Positive = Field(1, description="So many pixels a side are averaged into one; 1: images as they are.")
 
 
 class Recipe(Section):
@@ -54,6 +55,9 @@ class Recipe(Section):
     warmup: Fraction = Field(0.25, description="Share of the steps in which one-cycle rises.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the label given to all classes.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of averaged weights, which are then scored; 0: off.")
+    readings: tuple[Positive, ...] = Field(
+        (), description="Epochs after which averaged weights are scored too, batch-norm statistics recomputed."
+    )
     gradient_norms: tuple[Positive, ...] = Field(
         (), description="Steps (from 1) after whose backward the norm of each cell's gradient is recorded."
     )

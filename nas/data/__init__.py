@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from nas.data.images import Data, Images
-from nas.data.loading import load
+from nas.data.loading import load, load_for_truth
 from nas.data.sets import known
 
-__all__ = ["Data", "Images", "known", "load"]
+__all__ = ["Data", "Images", "known", "load", "load_for_truth"]

@@ -60,6 +60,7 @@ class Data:
     mean, std: one number a channel, in pixel units (0 to 255), of the training split; std is never 0.
     augmentations: what suits this set, of crop, flip and cutout.
     coarse: the number of the super-class of each class, where the set has such (CIFAR-100 has 20).
+    truth: images that neither training nor a proxy's score has seen, where a truth table is collected.
     fingerprint: hash of pixels, labels and split, the test split included even after `without_test`.
     """
 
@@ -73,6 +74,7 @@ class Data:
     augmentations: tuple[str, ...]
     fingerprint: str
     coarse: tuple[int, ...] | None = None
+    truth: Images | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

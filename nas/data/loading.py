@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from nas.config import DataConfig
 from nas.data import archives, cifar, folder, idx, masks, npz
 from nas.data.images import Data, Images, Source
 from nas.data.sets import SETS, Known
-from nas.data.split import check, divide, fingerprint, statistics
+from nas.data.split import check, divide, divide_for_truth, fingerprint, shrunk, statistics
 from nas.errors import DataError
 
 
@@ -20,8 +21,7 @@ def load(config: DataConfig, progress: bool = False) -> Data:
     Raises DataError, in one line, for a set that is unknown, missing, damaged or cannot be split. `progress`
     shows a bar while a known set is downloaded (only where `config.dir` is unset and the cache lacks it).
     """
-    name, source = _source(config, progress)
-    check(name, source)
+    name, source = _checked(config, progress)
     train, validation, test = divide(name, source, config)
     mean, std = statistics(train.pixels)
     return Data(
@@ -36,6 +36,41 @@ def load(config: DataConfig, progress: bool = False) -> Data:
         fingerprint=fingerprint((train, validation, test)),
         coarse=source.coarse,
     )
+
+
+def load_for_truth(config: DataConfig, train: int, validation: int, progress: bool = False) -> Data:
+    """The data set, cut to collect a truth table: `train` images to train on, `validation` that proxies are scored on.
+
+    All others, but the test split, are the truth's; there is no test split. A known set with an official test split
+    comes shuffled and is cut in its own order: training images first, the proxies' last. Raises DataError as `load`.
+    """
+    name, source = _checked(config, progress)
+    in_order = config.name in SETS and source.test is not None
+    trained, truth, judged = divide_for_truth(name, source, config, train, validation, in_order)
+    mean, std = statistics(trained.pixels)
+    return Data(
+        name=name,
+        classes=source.classes,
+        train=trained,
+        validation=judged,
+        test=None,
+        mean=mean,
+        std=std,
+        augmentations=source.augmentations,
+        fingerprint=fingerprint((trained, judged, truth)),
+        coarse=source.coarse,
+        truth=truth,
+    )
+
+
+def _checked(config: DataConfig, progress: bool) -> tuple[str, Source]:
+    """(name, images) of the set, shrunk as asked for and checked for form."""
+    name, source = _source(config, progress)
+    if config.shrink > 1:
+        test = None if source.test is None else shrunk(source.test, config.shrink)
+        source = replace(source, images=shrunk(source.images, config.shrink), test=test)
+    check(name, source)
+    return name, source
 
 
 def _source(config: DataConfig, progress: bool) -> tuple[str, Source]:

@@ -65,6 +65,48 @@ def divide(name: str, source: Source, config: DataConfig) -> tuple[Images, Image
     return train, validation, test
 
 
+def divide_for_truth(
+    name: str, source: Source, config: DataConfig, train: int, validation: int, in_order: bool
+) -> tuple[Images, Images, Images]:
+    """(training, truth, validation) images, disjoint, without the test split: so many of the first and the last.
+
+    All others are truth. `in_order` keeps the order of a set that comes shuffled; else the cuts are stratified.
+    Raises DataError where nothing is left for the truth.
+    """
+    rest = source.images
+    if source.test is None:
+        rest, _ = _cut(name, source, rest, round(config.test * len(rest)), config.split_seed)
+    if train + validation >= len(rest):
+        raise DataError(
+            f"data set {name!r} has {len(rest)} images beside the test split: {train} to train on and {validation} "
+            "for proxies leave none for the truth"
+        )
+    if in_order:
+        rows = np.arange(len(rest))
+        return rest[rows[:train]], rest[rows[train : len(rest) - validation]], rest[rows[len(rest) - validation :]]
+    rest, judged = _cut(name, source, rest, validation, config.split_seed)
+    truth, trained = _cut(name, source, rest, train, config.split_seed)
+    return trained, truth, judged
+
+
+def shrunk(images: Images, factor: int) -> Images:
+    """Images with squares of `factor` pixels a side averaged into one, rounded; what does not fill one is cut off.
+
+    Of masks each square keeps its upper left label: labels have no average.
+    """
+    if factor == 1:
+        return images
+    count, channels, height, width = images.pixels.shape
+    height, width = height // factor, width // factor
+    whole = images.pixels[:, :, : height * factor, : width * factor]
+    squares = whole.reshape(count, channels, height, factor, width, factor)
+    total = squares.sum(axis=(3, 5), dtype=np.uint32)
+    labels = images.labels
+    if labels.ndim == 3:
+        labels = labels[:, : height * factor : factor, : width * factor : factor]
+    return Images(((total + factor**2 // 2) // factor**2).astype(np.uint8), labels)
+
+
 def _cut(name: str, source: Source, images: Images, size: int, seed: int) -> tuple[Images, Images]:
     """(what remains, `size` of the images, stratified), both shuffled."""
     from sklearn.model_selection import train_test_split  # slow to import

@@ -1,0 +1,211 @@
+"""Collects truth tables: what proxies say of architectures, beside what full training says of the same ones.
+
+An arm is one way to train (a rung) from so many seeds; a plan is the architectures and all arms. Everything is
+measured by the engine's own executor and is in its table of measurements when it is done, so that collecting goes on
+where it was stopped. `table` brings it into one tidy frame, a row a measurement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nas import retrain
+from nas.config import Recipe, SearchConfig, TowersConfig
+from nas.data import Data
+from nas.errors import InputError
+from nas.executor import Executor
+from nas.ladder import Rung
+from nas.progress import Budget, Listener
+from nas.proxy import Job, Setting, SpaceSpec
+from nas.records import Measurement, Records
+from nas.space import Architecture, SearchSpace
+
+PROXY_SEEDS = 1000
+"""Seeds of proxies begin here: no proxy shares its initial weights with a full training."""
+
+NONE = TowersConfig(placement="none")
+
+AZ_NAS = ("az_expressivity", "az_progressivity", "az_trainability", "flops")
+"""What AZ-NAS ranks by (Lee and Ham 2024, eq. 9)."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train every architecture, from these seeds; with `first`, so many architectures only."""
+
+    rung: Rung
+    seeds: tuple[int, ...]
+    first: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A truth table to be collected."""
+
+    space: SpaceSpec
+    data: Data
+    architectures: tuple[Architecture, ...]
+    arms: tuple[Arm, ...]
+
+    def jobs(self) -> dict[Job, str]:
+        """Every measurement, architecture by architecture, so that what is there is complete at any time."""
+        found = {}
+        for number, architecture in enumerate(self.architectures):
+            for arm in self.arms:
+                for seed in arm.seeds if arm.first is None or number < arm.first else ():
+                    job = Job.of(architecture, arm.rung, seed)
+                    found[job] = f"architecture {number + 1}/{len(self.architectures)}, {arm.rung.name}, seed {seed}"
+        return found
+
+
+def arms(
+    towers: Mapping[str, TowersConfig],
+    recipe: Recipe,
+    full: Recipe,
+    epochs: Iterable[int] = (1, 3),
+    seeds: int = 2,
+    full_seeds: int = 2,
+) -> tuple[Arm, ...]:
+    """The usual arms: untrained; each setting of towers, and none at the cost of the first, at so many epochs; full.
+
+    Proxies follow `recipe`, full trainings, without towers, `full`; its epochs are full training's.
+    """
+    proxy_seeds = tuple(range(PROXY_SEEDS, PROXY_SEEDS + seeds))
+    found = [free_arm(recipe, proxy_seeds)]
+    for count in epochs:
+        short = recipe.model_copy(update={"epochs": count, "readings": (count,)})
+        found += [Arm(Rung(f"{count}-{name}", short, setting), proxy_seeds) for name, setting in towers.items()]
+        paid = next(iter(towers.values()), None)
+        found.append(Arm(Rung(f"{count}-none", short, NONE, as_costly_as=paid), proxy_seeds))
+    return (*found, full_arm(full, tuple(epochs), full_seeds))
+
+
+def free_arm(recipe: Recipe, seeds: tuple[int, ...]) -> Arm:
+    """The untrained network."""
+    return Arm(Rung("free", recipe.model_copy(update={"epochs": 1}), NONE, free=True), seeds)
+
+
+def full_arm(recipe: Recipe, readings: Sequence[int], seeds: int) -> Arm:
+    """Full training without towers, averaged weights read on the way."""
+    assert recipe.epochs is not None
+    epochs = tuple(sorted({epoch for epoch in (*readings, recipe.epochs) if epoch <= recipe.epochs}))
+    return Arm(Rung("full", recipe.model_copy(update={"readings": epochs}), NONE, truth=True), tuple(range(seeds)))
+
+
+def random_architectures(space: SearchSpace, count: int, seed: int) -> tuple[Architecture, ...]:
+    """Different random architectures; the first of many are the same as few. Raises InputError where there are not."""
+    found: dict[str, Architecture] = {}
+    for attempt in range(100 * count):
+        architecture = space.random(1_000_003 * seed + attempt)
+        found.setdefault(architecture.key, architecture)
+        if len(found) == count:
+            return tuple(found.values())
+    raise InputError(f"the space has only {len(found)} different architectures among {100 * count} random ones")
+
+
+def spread(scored: Sequence[Measurement], kind: type[Architecture], count: int) -> tuple[Architecture, ...]:
+    """So many of these measured architectures, best first, spread evenly from the best to the worst."""
+    if len(scored) < count:
+        raise InputError(f"{count} architectures were asked for, but only {len(scored)} have been measured")
+    places = np.linspace(0, len(scored) - 1, count).round().astype(int)
+    return tuple(kind.from_json(scored[place].architecture) for place in places)
+
+
+def collect(plan: Plan, executor: Executor, records: Records, listen: Listener) -> list[Measurement]:
+    """Measure everything that is not measured yet; returns all measurements."""
+    executor.use(Setting(plan.space, plan.data, SearchConfig()))
+    return retrain.measure(plan.jobs(), executor, records, Budget(records, None), listen, "calibrate")
+
+
+def table(plan: Plan, records: Records) -> pd.DataFrame:
+    """One row a measurement of the plan that is there by now: architecture, rung, seed, signals and cost.
+
+    What an untrained network showed stands in every proxy row of the same architecture and seed. `towers` is a label
+    such as ``middle 0.3``, `equal_to` that of the towers whose cost was spent on further steps instead. `seconds` and
+    `multiply_adds` hold all that the row's signals took but reading the untrained network.
+    """
+    entries = (entry.measurement for entry in records.all())
+    known = {(one.key, one.rung, one.seed): one for one in entries}
+    space = plan.space.load()
+    side = plan.data.input_shape[1]
+    free: dict[tuple[str, int], Mapping[str, float]] = {}
+    rows = []
+    for job in plan.jobs():
+        measurement = known.get(job.unit)
+        if measurement is None:
+            continue
+        if job.rung.free:
+            free[job.key, job.seed] = measurement.signals
+        rows.append(_row(job, measurement, space, side, len(plan.data.train)))
+    for row in rows:
+        row |= {name: value for name, value in free.get((row["architecture"], row["seed"]), {}).items()}
+    frame = pd.DataFrame(rows)
+    if set(AZ_NAS) <= set(frame.columns):
+        frame["az_nas"] = rank_sum(frame, AZ_NAS)
+    return frame
+
+
+def rank_sum(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series[float]:
+    """Sum over columns of log(rank / count) among the architectures of the same seed: AZ-NAS, eq. 9."""
+    first = frame.drop_duplicates(["architecture", "seed"]).dropna(subset=list(columns))
+    ranks = first.groupby("seed")[list(columns)].rank() / first.groupby("seed")[list(columns)].transform("size").max()
+    total = ranks.map(math.log).sum(axis=1)
+    scores = {(one.architecture, one.seed): value for one, value in zip(first.itertuples(), total, strict=True)}
+    return pd.Series(
+        [scores.get(pair, math.nan) for pair in zip(frame["architecture"], frame["seed"], strict=True)], frame.index
+    )
+
+
+def write(frame: pd.DataFrame, file: Path) -> None:
+    """As Parquet, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    frame.to_parquet(partial, index=False)
+    partial.replace(file)
+
+
+def label(towers: TowersConfig) -> str:
+    """Where and how heavy, and what else is not the default: ``middle 0.3``, ``none``."""
+    if towers.placement == "none":
+        return "none"
+    place = towers.placement if isinstance(towers.placement, str) else ",".join(map(str, towers.placement))
+    weights = towers.weight if isinstance(towers.weight, tuple) else (towers.weight,)
+    default = TowersConfig()
+    others = [
+        f"{key} {getattr(towers, key)}"
+        for key in TowersConfig.model_fields
+        if key not in ("placement", "weight") and getattr(towers, key) != getattr(default, key)
+    ]
+    return " ".join([place, "/".join(f"{weight:g}" for weight in weights), *others])
+
+
+def _row(job: Job, measurement: Measurement, space: SearchSpace, side: int, images: int) -> dict[str, Any]:
+    rung, recipe, cost = job.rung, job.rung.recipe, measurement.cost
+    return {
+        "architecture": job.key,
+        "cells": len(space.describe(space.architecture_type.from_json(job.architecture))),
+        "rung": rung.name,
+        "seed": job.seed,
+        "status": measurement.status,
+        "full": rung.truth,
+        "rung_key": measurement.rung,
+        "definition": measurement.architecture,
+        "epochs": 0.0 if rung.free else float(rung.epochs),
+        "images": min(images, recipe.images or images),
+        "size": side,
+        "width": 1.0,
+        "towers": label(rung.towers),
+        "equal_to": "" if rung.as_costly_as is None else label(rung.as_costly_as),
+        "learning_rate": recipe.learning_rate,
+        "batch_size": recipe.batch_size,
+        "seconds": cost.get("seconds", math.nan) + cost.get("scoring_seconds", 0.0),
+        "multiply_adds": cost.get("multiply_adds", math.nan),
+        **measurement.signals,
+    }
