@@ -109,18 +109,19 @@ class Outcome:
 def tune_process(threads: int) -> Callable[[], None]:
     """Threads, denormals and determinism of this process, as measurements need them; returns what puts them back."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before it is written
+    memory.fill_uninitialized_memory = False  # nothing here reads memory before it is written
     torch.backends.cudnn.deterministic = True
 
     def put_back() -> None:
         torch.set_num_threads(before[0])
         torch.set_flush_denormal(False)
         torch.use_deterministic_algorithms(before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled
         torch.backends.cudnn.deterministic = before[2]
 
     return put_back

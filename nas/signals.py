@@ -157,7 +157,7 @@ def _gain(before: Tensor, after: Tensor, chance: torch.Generator) -> float:
     (carried,) = torch.autograd.grad(after, before, signs, retain_graph=True)
     if carried.shape[-2:] != signs.shape[-2:]:  # a reduction lies between: sum over what one place came from
         area = carried[0, 0].numel() / signs[0, 0].numel()
-        carried = F.adaptive_avg_pool2d(carried, signs.shape[-2:]) * area
+        carried = F.adaptive_avg_pool2d(carried, (signs.shape[-2], signs.shape[-1])) * area
     rows_before, rows_after = (one.movedim(1, -1).flatten(0, 2).double() for one in (carried, signs))
     return float(torch.linalg.matrix_norm(rows_before.T @ rows_after / len(rows_after), 2))
 

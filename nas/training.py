@@ -165,7 +165,8 @@ def fit(
             if reader is not None:
                 reader.update()
                 if (epoch := _read_after(step, steps, steps_an_epoch, recipe)) is not None and read is not None:
-                    some = (images.normalised(images.pixels[rows]) for rows in chosen[:RECOMPUTED].split(batch_size))
+                    rows = torch.split(chosen[:RECOMPUTED], batch_size)
+                    some = (images.normalised(images.pixels[one]) for one in rows)
                     with reader.applied(some):
                         readings[epoch] = read()
     if averaged is not None:

@@ -145,7 +145,7 @@ def table(plan: Plan, records: Records) -> pd.DataFrame:
             free[job.key, job.seed] = measurement.signals
         rows.append(_row(job, measurement, space, side, len(plan.data.train)))
     for row in rows:
-        row |= {name: value for name, value in free.get((row["architecture"], row["seed"]), {}).items()}
+        row |= dict(free.get((row["architecture"], row["seed"]), {}))
     frame = pd.DataFrame(rows)
     if set(AZ_NAS) <= set(frame.columns):
         frame["az_nas"] = rank_sum(frame, AZ_NAS)

@@ -23,6 +23,7 @@ OTHER_RECIPES: dict[str, Any] = {
     "ema": 0.9,
     "clip": 1.0,
     "gradient_norms": (1,),
+    "readings": (1,),
     "augment": ("flip",),
     "precision": "bfloat16",
 }
@@ -45,6 +46,8 @@ def test_every_key_of_recipe_and_towers_makes_another_rung() -> None:
     rungs = [Rung("proxy", recipe, towers), Rung("retrain", recipe, towers), Rung("proxy", recipe, towers, final=True)]
     rungs += [Rung("proxy", recipe.model_copy(update={key: value}), towers) for key, value in OTHER_RECIPES.items()]
     rungs += [Rung("proxy", recipe, towers.model_copy(update={key: value})) for key, value in OTHER_TOWERS.items()]
+    rungs += [Rung("proxy", recipe, towers, truth=True), Rung("proxy", recipe, towers, free=True)]
+    rungs += [Rung("proxy", recipe, towers, as_costly_as=other) for other in (towers, TowersConfig(kind="linear"))]
     assert len({rung.key for rung in rungs}) == len(rungs)
     assert Rung("proxy", Recipe(epochs=1), TowersConfig()).key == rungs[0].key
 

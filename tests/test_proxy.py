@@ -222,9 +222,11 @@ def test_a_proxy_is_scored_on_validation_and_ranked_by_the_main_head(bench: Benc
     bare = Rung("proxy", RECIPE, TowersConfig(placement="none"))
     towered, plain = (bench.measure(Job.of(architecture(), rung, 0)).measurement for rung in (PROXY, bare))
     heads = {"params", "flops", "tower_share", "train_loss", "train_accuracy", "val_loss", "val_accuracy"}
+    heads |= {"tse", "tse_e", "tse_ema"}
     assert set(plain.signals) == heads
     (cell,) = towered.towers
-    assert set(towered.signals) == heads | {f"tower{cell}_loss", f"tower{cell}_accuracy"}
+    of_towers = {"tower_loss", "tower_accuracy", "tower_gap"}
+    assert set(towered.signals) == heads | of_towers | {f"tower{cell}_loss", f"tower{cell}_accuracy"}
     assert plain.towers == ()
     assert plain.signals["tower_share"] == 0
     assert 0 < towered.signals["tower_share"] <= 0.1
@@ -245,7 +247,7 @@ def test_a_tower_may_learn_groups_of_classes(bench: Bench, data: Data, tmp_path:
         towers = TowersConfig(placement="middle", labels=labels)  # type: ignore[arg-type]
         scores[labels] = bench.measure(Job.of(architecture(), Rung("proxy", recipe, towers), 0)).measurement.signals
     own, grouped = scores.values()
-    (accuracy,) = [name for name in grouped if name.startswith("tower") and name.endswith("accuracy")]
+    (accuracy,) = [name for name in grouped if re.fullmatch(r"tower\d_accuracy", name)]
     assert grouped[accuracy] > max(own[accuracy], 0.6)  # two groups are told apart more easily than ten classes
     assert grouped["tower_share"] < own["tower_share"]  # and take two logits
 
@@ -306,6 +308,42 @@ def test_a_final_rung_trains_on_all_but_test_and_returns_the_bare_network_that_i
         right = network(test.normalised(test.pixels)).argmax(1) == test.labels
     assert float(right.double().mean()) == pytest.approx(measurement.signals["test_accuracy"], abs=1e-9)
     assert measurement.signals["test_accuracy"] > 0.3
+
+
+def test_a_free_rung_trains_nothing_and_reads_the_untrained_network(bench: Bench) -> None:
+    measurement = bench.measure(Job.of(architecture(), Rung("free", RECIPE, TOWERS, free=True), 0)).measurement
+    assert {"params", "flops", "naswot", "synflow", "az_expressivity"} <= set(measurement.signals)
+    assert not {"val_loss", "train_loss"} & set(measurement.signals)
+    assert measurement.cost["images"] == 0
+    assert 0 < measurement.cost["multiply_adds"] < 200 * measurement.signals["flops"]
+
+
+@pytest.mark.parametrize("towers", [TOWERS, TowersConfig(placement="every:1", share=0.9)], ids=["one", "all"])
+def test_without_towers_as_many_more_steps_are_trained_as_these_would_have_cost(
+    bench: Bench, towers: TowersConfig
+) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": 3, "images": None, "batch_size": 16, "readings": (1, 3)})
+    bare = Rung("proxy", recipe, TowersConfig(placement="none"), as_costly_as=towers)
+    towered, plain = (
+        bench.measure(Job.of(architecture(), rung, 0)).measurement for rung in (Rung("proxy", recipe, towers), bare)
+    )
+    a_step = 3 * 16 * plain.signals["flops"] / 2
+    assert abs(plain.cost["multiply_adds"] - towered.cost["multiply_adds"]) <= a_step / 2 * 1.001
+    assert plain.cost["images"] > towered.cost["images"]
+    assert {"averaged_val_loss", "averaged_val_loss_epoch1"} <= set(plain.signals) & set(towered.signals)
+
+
+def test_a_rung_of_truth_is_trained_without_validation_and_scored_on_images_of_its_own(data: Data) -> None:
+    assert data.test is not None
+    held = dataclasses.replace(data.without_test(), truth=data.test)
+    bench = Bench(Setting(NAMED, held, SearchConfig()), CPU)
+    full = bench.measure(Job.of(architecture(), Rung("full", RECIPE, TOWERS, truth=True), 0)).measurement
+    proxy = bench.measure(Job.of(architecture(), PROXY, 0)).measurement
+    assert full.signals["val_loss"] == proxy.signals["val_loss"]  # the same training
+    assert set(full.signals) - set(proxy.signals) == {"truth_loss", "truth_accuracy"}
+    swapped = dataclasses.replace(held, validation=data.test)
+    again = Bench(Setting(NAMED, swapped, SearchConfig()), CPU).measure(Job.of(architecture(), PROXY, 0)).measurement
+    assert full.signals["truth_loss"] == pytest.approx(again.signals["val_loss"], rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ limits

@@ -454,3 +454,48 @@ def test_evaluate_changes_neither_mode_nor_state(validation: Resident, mode: boo
     assert [module.training for module in model.modules()] == modes
     assert checksum(*model.state_dict().values()) == before
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+# --------------------------------------------------------------------------------------------- readings
+
+
+def test_reading_on_the_way_changes_nothing(train: Resident, validation: Resident) -> None:
+    def trained(readings: tuple[int, ...]) -> tuple[training.Fit, dict[str, Tensor]]:
+        model = supervised(towers=TOWERS, dropout=0.3)
+        wanted = recipe(epochs=3, readings=readings, augment=("crop",))
+        result = fit(model, TASK, train, wanted, 0, read=lambda: evaluate(model, TASK, validation, towers=False))
+        return result, model.state_dict()
+
+    plain, state = trained(())
+    read, same = trained((1, 3))
+    assert read.step_losses == plain.step_losses
+    assert all(torch.equal(one, same[name]) for name, one in state.items())
+    assert plain.readings == {}
+    assert list(read.readings) == [1, 3]
+    assert read.readings[3]["loss"] < read.readings[1]["loss"]
+    assert all(set(one) == {"loss", "accuracy"} for one in read.readings.values())
+
+
+def test_extra_steps_belong_to_the_last_epoch(train: Resident, validation: Resident) -> None:
+    model = supervised()
+    calls: list[int] = []
+    result = fit(
+        model, TASK, train, recipe(epochs=2, readings=(1, 2)), 0, extra_steps=3, read=lambda: {"n": len(calls)}
+    )
+    assert len(result.step_losses) == 2 * result.steps_an_epoch + 3
+    assert result.images == len(result.step_losses) * 128
+    assert list(result.readings) == [1, 2]
+    assert len(result.train_losses) == 3
+
+
+def test_the_schedule_ends_with_the_extra_steps(steps: Steps, train: Resident) -> None:
+    fit(supervised(), TASK, train, recipe(), 0, extra_steps=4)
+    count = len(steps.rates)
+    wanted = [0.05 * learning_rate_share(recipe(), step / count) for step in range(count)]
+    assert steps.rates == pytest.approx(wanted)
+
+
+def test_without_towers_the_main_head_is_scored_alike(validation: Resident) -> None:
+    model = supervised(towers=TOWERS)
+    whole, bare = evaluate(model, TASK, validation), evaluate(model, TASK, validation, towers=False)
+    assert bare == {name: whole[name] for name in ("loss", "accuracy")}
