@@ -17,7 +17,7 @@ from typing import Any
 
 from nas import auxiliary, complexity, executor, ladder, task
 from nas import config as configuration
-from nas.config import Config, ExecutorConfig, Recipe
+from nas.config import Config, ExecutorConfig
 from nas.data import Data, load
 from nas.errors import ConfigError, ExperimentError, InputError, SpaceError
 from nas.executor import Executor
@@ -128,7 +128,7 @@ def driving(
     with executor.start(config.executor if workers else ExecutorConfig(kind="in-process")) as pool:
         data = loading.result()
         check_usable(config, space, data)
-        suited = _suited(config, data, pool.on_gpu)
+        suited = ladder.decided(config, data.augmentations, pool.on_gpu)
         now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)
         if usable is not None:
@@ -239,15 +239,3 @@ def refuse_changes(config: Config, now: dict[str, Any]) -> None:
             f"{', '.join(f'{key} ({began.get(key)!r}, now {now.get(key)!r})' for key in changed)}; "
             "give the new one another --name"
         )
-
-
-def _suited(config: Config, data: Data, on_gpu: bool) -> Config:
-    """The config with what is left open decided: augmentations by the data, precision by the device."""
-
-    def decided(recipe: Recipe) -> Recipe:
-        augment = data.augmentations if recipe.augment is None else recipe.augment
-        automatic = "bfloat16" if on_gpu else "float32"
-        precision = automatic if recipe.precision == "auto" else recipe.precision
-        return recipe.model_copy(update={"augment": augment, "precision": precision})
-
-    return config.model_copy(update={"proxy": decided(config.proxy), "retrain": decided(config.retrain)})

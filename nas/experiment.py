@@ -177,6 +177,15 @@ class Experiment:
         with driving(self.config, self.listen, workers=False) as driver:
             return pipeline.export(driver, folder, ensemble, early_exit)
 
+    def collect(self, to: Path | None = None, **wanted: Any) -> Path:
+        """Train architectures fully and by proxies: a truth table, to see how far proxies can be trusted; its file.
+
+        `wanted` as in `nas.truth.Wanted`. Into the folder `to`; None: ``calibration`` in the experiment's own.
+        """
+        from nas import truth
+
+        return truth.gather(self.config, truth.Wanted(**wanted), to or self.folder / "calibration", self.listen)
+
     def leaderboard(self) -> list[Record]:
         """Every measured candidate and the reference rows, best first."""
         records = self._records()

@@ -55,12 +55,25 @@ def proxy_rung(config: Config, train_images: int) -> Rung:
 
 
 def retrain_rung(config: Config, train_images: int, epochs: int | None = None) -> Rung:
-    """The rung of full training; `epochs` overrides the recipe's when time is short.
-
-    With no epochs given: 25, or 12 on more than 20,000 images.
-    """
+    """The rung of full training; `epochs` overrides the recipe's when time is short."""
     recipe = Recipe(**config.retrain.model_dump(include=set(Recipe.model_fields)))
-    images = min(train_images, recipe.images or train_images)
-    chosen = epochs or recipe.epochs or (25 if images <= 20_000 else 12)
+    chosen = epochs or retrain_epochs(recipe, train_images)
     towers = config.towers if config.retrain.towers else config.towers.model_copy(update={"placement": "none"})
     return Rung("retrain", recipe.model_copy(update={"epochs": chosen}), towers, final=True)
+
+
+def retrain_epochs(recipe: Recipe, train_images: int) -> int:
+    """Epochs of full training on so many images. With none given: 25, or 12 on more than 20,000 images."""
+    return recipe.epochs or (25 if min(train_images, recipe.images or train_images) <= 20_000 else 12)
+
+
+def decided(config: Config, augmentations: tuple[str, ...], on_gpu: bool) -> Config:
+    """The config with what is left open decided: augmentations by the data, precision by the device."""
+
+    def resolved(recipe: Recipe) -> Recipe:
+        augment = augmentations if recipe.augment is None else recipe.augment
+        automatic = "bfloat16" if on_gpu else "float32"
+        precision = automatic if recipe.precision == "auto" else recipe.precision
+        return recipe.model_copy(update={"augment": augment, "precision": precision})
+
+    return config.model_copy(update={"proxy": resolved(config.proxy), "retrain": resolved(config.retrain)})

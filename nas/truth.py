@@ -7,8 +7,9 @@ where it was stopped. `table` brings it into one tidy frame, a row a measurement
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nas import retrain
-from nas.config import Recipe, SearchConfig, TowersConfig
-from nas.data import Data
-from nas.errors import InputError
-from nas.executor import Executor
+from nas import ladder, leaderboard, retrain
+from nas.config import Config, Recipe, SearchConfig, TowersConfig
+from nas.data import Data, load, load_for_truth
+from nas.errors import ExperimentError, InputError
+from nas.executor import Executor, start
 from nas.ladder import Rung
+from nas.lease import Lease
 from nas.progress import Budget, Listener
 from nas.proxy import Job, Setting, SpaceSpec
-from nas.records import Measurement, Records
+from nas.records import Measurement, Records, existing_records, open_database
 from nas.space import Architecture, SearchSpace
 
 PROXY_SEEDS = 1000
@@ -63,6 +65,97 @@ class Plan:
                     job = Job.of(architecture, arm.rung, seed)
                     found[job] = f"architecture {number + 1}/{len(self.architectures)}, {arm.rung.name}, seed {seed}"
         return found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a person asks for: how many architectures, at which epochs, from how many seeds, on how many images.
+
+    None: chosen by the data. `full_epochs` None: those of the retraining recipe. With `spread`, architectures are
+    spread over what the experiment has measured; else they are random.
+    """
+
+    architectures: int = 32
+    epochs: tuple[int, ...] = (1, 3)
+    full_epochs: int | None = None
+    seeds: int = 2
+    full_seeds: int = 2
+    train: int | None = None
+    validation: int | None = None
+    spread: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("architectures", "seeds", "full_seeds", "train", "validation", "full_epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+        if not self.epochs or min(self.epochs) < 1 or len(set(self.epochs)) < len(self.epochs):
+            raise InputError(f"epochs must be different numbers from 1, got {', '.join(map(str, self.epochs))}")
+
+
+def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Path:
+    """Collect a truth table of the config's space, data, towers and recipes into `folder`; its file.
+
+    Proxies follow [proxy] with the towers of [towers] and without any at equal cost, full trainings follow [retrain]
+    without towers. Goes on where it was stopped; refuses, with an ExperimentError, to mix what was asked for before
+    with another space or other images.
+    """
+    spec = SpaceSpec.of(config.space.name, config.space.settings)
+    space = spec.load()
+    measured = _measured(config) if wanted.spread else []
+    data = _data(config, wanted)
+    chosen = (
+        spread(measured, space.architecture_type, wanted.architectures)
+        if wanted.spread
+        else random_architectures(space, wanted.architectures, config.seed)
+    )
+    with start(config.executor) as executor:
+        decided = ladder.decided(config, data.augmentations, executor.on_gpu)
+        fields = set(Recipe.model_fields)
+        recipe, full = (Recipe(**one.model_dump(include=fields)) for one in (decided.proxy, decided.retrain))
+        full = full.model_copy(update={"epochs": wanted.full_epochs or ladder.retrain_epochs(full, len(data.train))})
+        towers = {} if config.towers.placement == "none" else {label(config.towers): config.towers}
+        if any(count > (full.epochs or 0) for count in wanted.epochs):
+            raise InputError(f"a proxy of {max(wanted.epochs)} epochs is longer than full training ({full.epochs})")
+        plan = Plan(spec, data, chosen, arms(towers, recipe, full, wanted.epochs, wanted.seeds, wanted.full_seeds))
+        file = folder / "truth.parquet"
+        folder.mkdir(parents=True, exist_ok=True)
+        engine = open_database(f"sqlite:///{(folder / 'measurements.db').resolve()}")
+        with Lease(engine, "truth") as lease:
+            records = Records(engine, "truth")
+            _refuse_changes(records, spec, data)
+            try:
+                collect(plan, executor, records, listen, lease.check)
+            finally:
+                if len(found := table(plan, records)):
+                    write(found, file)
+    return file
+
+
+def _measured(config: Config) -> list[Measurement]:
+    """The experiment's candidates by proxy score, best first."""
+    records = existing_records(config.database, config.experiment)
+    if records is None:
+        raise ExperimentError(f"experiment {config.experiment!r} has no measured candidates to spread over")
+    return leaderboard.in_order(records.all(), records.fact("proxy_rung", ""), config.search.objectives[0])
+
+
+def _data(config: Config, wanted: Wanted) -> Data:
+    """By default two fifths of the images (at most what proxies train on) are trained on, a fifth judges proxies."""
+    whole = load(config.data)
+    images = len(whole.train) + len(whole.validation)
+    train = wanted.train or min(config.proxy.images, 2 * images // 5)
+    return load_for_truth(config.data, train, wanted.validation or min(config.data.max_validation, images // 5))
+
+
+def _refuse_changes(records: Records, spec: SpaceSpec, data: Data) -> None:
+    now = {"space": spec.name, "settings": spec.settings, "source": spec.source, "images": data.fingerprint}
+    now = json.loads(json.dumps(now))
+    began = records.fact("meaning", now)
+    changed = [key for key in now if now[key] != began.get(key)]
+    if changed:
+        raise ExperimentError(f"this truth table began with another {', '.join(changed)}; collect into another folder")
+    records.set_fact("meaning", now)
 
 
 def arms(
@@ -118,10 +211,13 @@ def spread(scored: Sequence[Measurement], kind: type[Architecture], count: int) 
     return tuple(kind.from_json(scored[place].architecture) for place in places)
 
 
-def collect(plan: Plan, executor: Executor, records: Records, listen: Listener) -> list[Measurement]:
-    """Measure everything that is not measured yet; returns all measurements."""
+def collect(
+    plan: Plan, executor: Executor, records: Records, listen: Listener, check: Callable[[], None] = lambda: None
+) -> list[Measurement]:
+    """Measure everything that is not measured yet; returns all measurements. `check` may raise before each."""
     executor.use(Setting(plan.space, plan.data, SearchConfig()))
-    return retrain.measure(plan.jobs(), executor, records, Budget(records, None), listen, "calibrate")
+    budget = Budget(records, None)
+    return retrain.measure(plan.jobs(), executor, records, budget, listen, "calibrate", check=check)
 
 
 def table(plan: Plan, records: Records) -> pd.DataFrame:

@@ -99,6 +99,8 @@ def candidate_line(name: str, measurement: Measurement) -> str:
     m = measurement
     if m.status != "done":
         return f"{name:<18} {m.status}: {m.cause}"
+    if not {"val_loss", "test_loss"} & set(m.signals):
+        return f"{name:<18} untrained, {m.cost['seconds']:.2f} s"
     split = "test" if "test_accuracy" in m.signals else "val"
     towers = f"tower on {', '.join(map(str, m.towers))}" if m.towers else "no tower"
     return (
