@@ -187,6 +187,10 @@ def test_measurements_are_the_same_in_this_process_and_over_ray(pool: Executor, 
     space = inception.space.load()
     jobs = [Job.of(space.random(seed), RUNG, seed, trial=seed) for seed in range(4)]
     jobs.append(Job.of(space.random(0), Rung("retrain", RUNG.recipe, RUNG.towers), 0))
+    longer = RUNG.recipe.model_copy(update={"epochs": 3, "readings": (1, 3)})
+    none = TowersConfig(placement="none")
+    rungs = (Rung("3", longer, none, as_costly_as=RUNG.towers), Rung("free", RUNG.recipe, none, free=True))
+    jobs += [Job.of(space.random(0), one, 0) for one in rungs]
     found = []
     with start(ExecutorConfig(kind="in-process")) as here:
         assert isinstance(here, InProcess)
