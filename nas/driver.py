@@ -37,6 +37,7 @@ MEANING = (
     "data",
     "towers",
     "proxy",
+    "ladder",
     "search.objectives",
     "search.max_params",
     "search.max_flops",
@@ -63,7 +64,7 @@ class Driver:
     records: Records
     study: Study
     executor: Executor
-    proxy: Rung
+    rungs: tuple[Rung, ...]
     budget: Budget
     listen: Listener
     check: Callable[[], None]
@@ -73,6 +74,11 @@ class Driver:
         """What a candidate is here; `max_flops` stands in for the limit that the person did not set."""
         classes = len(self.data.classes)
         return Candidates(self.space, self.data.input_shape, classes, self.config.search, max_flops)
+
+    @property
+    def proxy(self) -> Rung:
+        """The lowest trained rung, at which every candidate is judged first."""
+        return self.rungs[0]
 
     @property
     def weights(self) -> Path:
@@ -86,7 +92,8 @@ class Driver:
     @property
     def retrain_images(self) -> int:
         """Images that retraining trains on in an epoch."""
-        images = len(self.data.train) + len(self.data.validation)
+        held = 0 if self.data.truth is None else len(self.data.truth)
+        images = len(self.data.train) + len(self.data.validation) + held
         return min(images, self.config.retrain.images or images)
 
     def retrain_rung(self, epochs: int | None = None, init: str | None = None) -> Rung:
@@ -127,13 +134,15 @@ def driving(
         loading.result()  # a wrong name shows at once
     with executor.start(config.executor if workers else ExecutorConfig(kind="in-process")) as pool:
         data = loading.result()
+        if config.search.calibrate:
+            data = data.holding_truth()
         check_usable(config, space, data)
         suited = ladder.decided(config, data.augmentations, pool.on_gpu)
         now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)
         if usable is not None:
             usable(space, data)
-        proxy = ladder.proxy_rung(suited, len(data.train))
+        rungs = ladder.rungs(suited, len(data.train))
         _make_folder(config)
         engine = open_database(config.database)
         with Lease(engine, config.experiment) as lease:
@@ -141,13 +150,13 @@ def driving(
             refuse_changes(config, now)  # again: nobody else can begin it now
             _write_config(config, space)
             records.set_fact("meaning", now)
-            records.set_fact("proxy_rung", proxy.key)
+            records.set_fact("rungs", [rung.key for rung in rungs])
             records.set_fact("image", [*data.input_shape, len(data.classes)])
             wanted = config.search
             study = Study(config.database, config.experiment, wanted.objectives, wanted.sampler, config.seed)
             budget = Budget(records, wanted.time)
             try:
-                yield Driver(suited, spec, space, data, records, study, pool, proxy, budget, listen, lease.check)
+                yield Driver(suited, spec, space, data, records, study, pool, rungs, budget, listen, lease.check)
             finally:
                 lease.check()
                 budget.save()
@@ -220,7 +229,8 @@ def meaning(config: Config, space: SearchSpace, data: Data, source: str | None) 
             value = value[part]
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     flat |= {f"space.{key}": value for key, value in space.settings.model_dump(mode="json").items()}
-    flat["the images"] = data.fingerprint
+    flat["the images"] = data.fingerprint.partition("/")[0]
+    flat["search.calibrate, which halves the validation images"] = bool(config.search.calibrate)
     if source is not None:
         flat["the file of the space"] = hashlib.sha256(source.encode()).hexdigest()[:12]
     return {key: value for key, value in flat.items() if key not in FREE}

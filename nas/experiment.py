@@ -189,11 +189,11 @@ class Experiment:
     def leaderboard(self) -> list[Record]:
         """Every measured candidate and the reference rows, best first."""
         records = self._records()
-        if records is None or records.fact("proxy_rung") is None:
+        if records is None or records.fact("rungs") is None:
             return []
         return leaderboard.board(
             records.all(),
-            records.fact("proxy_rung"),
+            records.fact("rungs"),
             records.fact("retrained", {}).get("rung"),
             self.config.search.objectives[0],
             records.fact("references", {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nas.config import Config, Recipe, TowersConfig
@@ -54,6 +55,20 @@ def proxy_rung(config: Config, train_images: int) -> Rung:
     return Rung("proxy", recipe.model_copy(update={"epochs": epochs}), config.towers)
 
 
+def rungs(config: Config, train_images: int) -> tuple[Rung, ...]:
+    """The trained rungs, lowest first: the proxy, then `ladder.factor` times the epochs each, full training at most."""
+    lowest = proxy_rung(config, train_images)
+    full = retrain_epochs(Recipe(**config.retrain.model_dump(include=set(Recipe.model_fields))), train_images)
+    found = [lowest]
+    for height in range(1, config.ladder.rungs):
+        times = config.ladder.factor**height
+        epochs = min(lowest.epochs * times, max(full, lowest.epochs))
+        if epochs > found[-1].epochs:
+            recipe = lowest.recipe.model_copy(update={"epochs": epochs})
+            found.append(Rung(f"x{epochs / lowest.epochs:.3g}", recipe, lowest.towers))
+    return tuple(found)
+
+
 def retrain_rung(config: Config, train_images: int, epochs: int | None = None) -> Rung:
     """The rung of full training; `epochs` overrides the recipe's when time is short."""
     recipe = Recipe(**config.retrain.model_dump(include=set(Recipe.model_fields)))
@@ -77,3 +92,34 @@ def decided(config: Config, augmentations: tuple[str, ...], on_gpu: bool) -> Con
         return recipe.model_copy(update={"augment": augment, "precision": precision})
 
     return config.model_copy(update={"proxy": resolved(config.proxy), "retrain": resolved(config.retrain)})
+
+
+class Halving:
+    """Asynchronous successive halving (Li et al. 2020, ASHA): who is promoted next. Pure.
+
+    Of the candidates measured at a rung the best `1 / factor` go on to the next. Nobody waits for a rung to fill:
+    whoever belongs there by now is promoted as soon as a worker is free, from the highest rung downwards. Scores of
+    different rungs are never compared.
+    """
+
+    def __init__(self, rungs: int, factor: int) -> None:
+        self._factor = factor
+        self._scores: list[dict[str, float]] = [{} for _ in range(rungs)]
+        self._promoted: list[set[str]] = [set() for _ in range(rungs)]
+
+    def tell(self, key: str, rung: int, score: float) -> None:
+        """A candidate was measured at a rung; less is better."""
+        self._scores[rung][key] = score
+
+    def leave(self, key: str, rung: int) -> None:
+        """A candidate is on its way to a rung or was there: it has left those below, whatever becomes of it."""
+        for lower in self._promoted[:rung]:
+            lower.add(key)
+
+    def candidates(self) -> Iterator[tuple[str, int]]:
+        """Who may be promoted to which rung now: the highest rungs first, the best of each first."""
+        for rung in range(len(self._scores) - 2, -1, -1):
+            ranked = sorted(self._scores[rung], key=lambda key: (self._scores[rung][key], key))
+            for key in ranked[: len(ranked) // self._factor]:
+                if key not in self._promoted[rung]:
+                    yield key, rung + 1

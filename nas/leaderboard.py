@@ -58,21 +58,23 @@ class Record:
 
 def board(
     entries: Sequence[Entry],
-    proxy_rung: str,
+    rungs: Sequence[str],
     retrain_rung: str | None,
     objective: str,
     references: Mapping[str, Sequence[str]],
     others: Sequence[str] = (),
 ) -> list[Record]:
-    """Every measured candidate and the reference rows, best first by `objective` at the proxy rung.
+    """Every measured candidate and the reference rows, best first by `objective`.
 
+    `rungs` are the keys of the ladder's rungs, the lowest first. A row shows a candidate's highest rung; candidates at
+    a higher rung come first, for that is what they were promoted for, and scores of different rungs are never
+    compared. Results of retraining stand beside them as test accuracy.
     `others` are the further objectives, which span the Pareto front with the first; with none, FLOPs do.
-    Only measurements of the proxy rung are ranked; results of retraining stand beside them as test accuracy.
     `references` maps a row's name to architecture keys; the row shows the mean of those that were measured.
     Candidates that failed or were stopped come last, with their cause. What was retrained without a search has a row
     too, called "retrained".
     """
-    proxies = {e.measurement.key: e for e in entries if e.measurement.rung == proxy_rung}
+    proxies, lowest = _highest(entries, rungs), _highest(entries, rungs[:1])
     retrained: dict[str, list[Measurement]] = {}
     for entry in entries:
         if entry.measurement.rung == retrain_rung and entry.measurement.status == "done":
@@ -90,28 +92,55 @@ def board(
         if key not in proxies and key not in named
     ]
     for name, keys in references.items():
-        measured = [proxies[key].measurement for key in keys if key in proxies]
+        measured = [lowest[key].measurement for key in keys if key in lowest]
         if measured:
             measured = [m for m in measured if m.status == "done"] or measured[:1]
             label = f"{name} (mean of {len(measured)})" if len(measured) > 1 else name
             rows.append(_record(label, "reference", measured, retrained))
-    return _ranked(_with_front(rows, [objective, *(others or ["flops"])]), objective)
+    heights = {e.measurement.key: _height(e, rungs) for e in proxies.values()}
+    return _ranked(_with_front(rows, [objective, *(others or ["flops"])]), objective, heights)
 
 
-def best(entries: Iterable[Entry], proxy_rung: str, objective: str) -> Measurement | None:
-    """The measured candidate (never a mere reference) that stands first by `objective` at the proxy rung."""
-    return next(iter(in_order(entries, proxy_rung, objective)), None)
+def best(entries: Iterable[Entry], rungs: Sequence[str], objective: str) -> Measurement | None:
+    """The measured candidate (never a mere reference) that stands first on the board."""
+    return next(iter(in_order(entries, rungs, objective)), None)
 
 
-def in_order(entries: Iterable[Entry], proxy_rung: str, objective: str) -> list[Measurement]:
-    """The measured candidates (never a mere reference) by `objective` at the proxy rung, best first."""
-    done = [
-        e.measurement
-        for e in entries
-        if e.measurement.rung == proxy_rung and e.measurement.status == "done" and e.trial is not None
-    ]
+def in_order(entries: Iterable[Entry], rungs: Sequence[str], objective: str) -> list[Measurement]:
+    """The measured candidates (never mere references) as on the board, best first."""
+    done = [e for e in _highest(entries, rungs).values() if e.measurement.status == "done" and e.trial is not None]
     sign = -1 if objective in HIGHER_IS_BETTER else 1
-    return sorted(done, key=lambda m: (sign * m.signals[SIGNAL_OF[objective]], m.key))
+
+    def place(entry: Entry) -> tuple[float, float, str]:
+        one = entry.measurement
+        return (-_height(entry, rungs), sign * one.signals[SIGNAL_OF[objective]], one.key)
+
+    return [entry.measurement for entry in sorted(done, key=place)]
+
+
+def _highest(entries: Iterable[Entry], rungs: Sequence[str]) -> dict[str, Entry]:
+    """The entry of each architecture at its highest rung; what failed counts only where nothing was done.
+
+    It is a candidate's where any of them is: promotions belong to the trial that the first rung was measured for.
+    """
+    found: dict[str, Entry] = {}
+    trials: dict[str, int] = {}
+    for entry in entries:
+        key = entry.measurement.key
+        if entry.measurement.rung in rungs:
+            if key not in found or _precedence(entry, rungs) > _precedence(found[key], rungs):
+                found[key] = entry
+            if entry.trial is not None:
+                trials[key] = entry.trial
+    return {key: replace(one, trial=trials.get(key)) for key, one in found.items()}
+
+
+def _height(entry: Entry, rungs: Sequence[str]) -> int:
+    return rungs.index(entry.measurement.rung)
+
+
+def _precedence(entry: Entry, rungs: Sequence[str]) -> tuple[bool, int]:
+    return entry.measurement.status == "done", _height(entry, rungs)
 
 
 def sort(rows: Sequence[Record], column: str) -> list[Record]:
@@ -185,9 +214,11 @@ def _with_front(rows: list[Record], objectives: Sequence[str]) -> list[Record]:
     return [replace(row, pareto=id(row) in on_front) for row in rows]
 
 
-def _ranked(rows: list[Record], objective: str) -> list[Record]:
+def _ranked(rows: list[Record], objective: str, heights: Mapping[str, int]) -> list[Record]:
     by_key = sorted(rows, key=lambda row: row.key)  # as `best` decides between equal scores
     done = sort([row for row in by_key if row.status == "done"], objective)
+    # stable: by score within a rung; references are of the lowest one
+    done.sort(key=lambda row: -heights.get(row.key, 0) if row.kind == "candidate" else 0)
     rest = [row for row in rows if row.status != "done"]
     ranks = iter(range(1, len(done) + 1))
     return [replace(r, rank=next(ranks) if r.kind == "candidate" else None) for r in done] + rest

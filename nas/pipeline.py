@@ -39,7 +39,8 @@ def search(driver: Driver, share: float | None = None) -> Progress:
     driver.say(f"Searching {_count(driver.space.size())} architectures on {driver.executor.slots} workers")
     loop = Search(
         driver.candidates(max_flops),
-        driver.proxy,
+        driver.rungs,
+        driver.config.ladder.factor,
         driver.config.seed,
         driver.study,
         driver.records,
@@ -90,7 +91,7 @@ def check_retrainable(config: Config, space: SearchSpace, data: Data, top: int, 
     records = existing_records(config.database, config.experiment)
     best = []
     if records is not None:
-        best = leaderboard.in_order(records.all(), records.fact("proxy_rung", ""), config.search.objectives[0])
+        best = leaderboard.in_order(records.all(), records.fact("rungs", []), config.search.objectives[0])
     chosen = _to_retrain(config, space, best, top, init)
     for architecture in chosen if init is not None else ():
         assert init is not None

@@ -22,11 +22,13 @@ Trained = Mapping[str, Sequence[Measurement]]
 
 def ranked(driver: Driver) -> list[Measurement]:
     """The measured candidates, best first."""
-    return leaderboard.in_order(driver.records.all(), driver.proxy.key, driver.config.search.objectives[0])
+    return leaderboard.in_order(
+        driver.records.all(), [rung.key for rung in driver.rungs], driver.config.search.objectives[0]
+    )
 
 
 def winner(driver: Driver) -> Measurement:
-    """The best candidate at the proxy rung; raises ExperimentError where none is measured."""
+    """The best candidate of the board; raises ExperimentError where none is measured."""
     found = ranked(driver)
     if not found:
         raise ExperimentError(f"experiment {driver.config.experiment!r} has no measured candidate yet")

@@ -1,15 +1,20 @@
-"""The loop: ask, check the limits, measure, write down, tell. On any executor; resumes where it was killed."""
+"""The loop: ask, check the limits, measure, write down, tell, promote. On any executor; resumes where it was killed.
+
+Each proposal is measured at the lowest rung, and told to Optuna once, when that is done, with its score there: the
+sampler never sees a score of another rung. A trial that waits for its promotion, or is being trained at a higher rung,
+is complete for Optuna. Promotions are decided from the measurements alone (`nas.ladder`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nas import complexity
 from nas.config import SearchConfig
 from nas.errors import SearchError
 from nas.executor import Executor
-from nas.ladder import Rung
+from nas.ladder import Halving, Rung
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Outcome
@@ -48,7 +53,8 @@ class Search:
     def __init__(
         self,
         candidates: Candidates,
-        rung: Rung,
+        rungs: Sequence[Rung],
+        factor: int,
         seed: int,
         study: Study,
         records: Records,
@@ -58,7 +64,8 @@ class Search:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._candidates = candidates
-        self._rung = rung
+        self._rungs = tuple(rungs)
+        self._rung = rungs[0]
         self._seed = seed
         self._study = study
         self._records = records
@@ -67,9 +74,15 @@ class Search:
         self._listen = listen
         self._check = check
         self._objectives = candidates.limits.objectives
-        entries = [e for e in records.all() if e.measurement.rung == rung.key and e.measurement.seed == seed]
+        everything = [e for e in records.all() if e.measurement.seed == seed]
+        entries = [e for e in everything if e.measurement.rung == self._rung.key]
         self._known = {e.measurement.key: e.measurement for e in entries}
-        self._candidate_keys = {e.measurement.key for e in entries if e.trial is not None}
+        self._trials = {e.measurement.key: e.trial for e in entries if e.trial is not None}
+        self._halving = Halving(len(rungs), factor)
+        self._promoting = 0
+        for entry in everything:
+            if entry.measurement.key in self._trials:
+                self._judge(entry.measurement)
         self._waiting: dict[str, list[int]] = {}  # by architecture in flight: the trials that asked for it
         self._infeasible: set[str] = set()
         self._fruitless = 0
@@ -87,6 +100,8 @@ class Search:
         while True:
             self._check()
             proposing = self._executor.free > 0 and not self._is_over()
+            if self._executor.free > 0 and self._promote():
+                continue
             if proposing:
                 explore = self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0
                 self._consider(self._study.ask(self._candidates.space, explore))
@@ -98,7 +113,7 @@ class Search:
                 self._finish(outcome)
         self._budget.enter(search=False)
         self._budget.save()
-        if not any(m.status == "done" for m in self._known.values() if m.key in self._candidate_keys):
+        if not any(m.status == "done" for m in self._known.values() if m.key in self._trials):
             raise SearchError(self._why_nothing())
         return self._progress()
 
@@ -107,20 +122,20 @@ class Search:
         return tuple(self._candidates.space.named()) if chosen is None else chosen
 
     def _is_over(self) -> bool:
-        measured = sum(self._known[key].status != "infeasible" for key in self._candidate_keys)
+        measured = sum(self._known[key].status != "infeasible" for key in self._trials)
         if self._total is not None and measured + len(self._waiting) >= self._total:
             return True
         left = self._budget.left_to_search(self._share)
         if left is not None and left <= 0:
             return True
         size = self._candidates.space.size()
-        seen = len(self._candidate_keys | self._infeasible | set(self._waiting))
+        seen = len(set(self._trials) | self._infeasible | set(self._waiting))
         return self._fruitless >= PROPOSALS_WITHOUT_CANDIDATE or (size is not None and seen >= size)
 
     def _consider(self, asked: Asked) -> None:
         """Measure a proposal, unless its measurement is there already, is being made, or is beyond the limits."""
         key = asked.architecture.key
-        if key in self._candidate_keys:
+        if key in self._trials:
             self._fruitless += 1
             self._settle(asked.number, self._known[key])
             return
@@ -149,20 +164,53 @@ class Search:
 
     def _finish(self, outcome: Outcome) -> None:
         """Write down first, decide afterwards."""
-        measurement = outcome.measurement
-        numbers = self._waiting.pop(measurement.key)
-        for number in numbers:
-            self._settle(number, measurement)
+        measurement, job = outcome.measurement, outcome.job
+        if job.rung.key == self._rung.key:
+            for number in self._waiting.pop(measurement.key):
+                self._settle(number, measurement)
+            name = f"trial {job.trial}"
+        else:
+            self._promoting -= 1
+            self._records.add(measurement, job.trial)
+            self._judge(measurement)
+            name = f"trial {job.trial} {job.rung.name}"
         self._budget.save()
-        self._listen(Event(self._progress(), f"trial {numbers[0]}", measurement))
+        self._listen(Event(self._progress(), name, measurement))
+
+    def _promote(self) -> bool:
+        """Send the first who may be promoted, and for whom there is time, to the next rung."""
+        left = self._budget.left_to_search(self._share)
+        for key, height in self._halving.candidates():
+            rung, known = self._rungs[height], self._known[key]
+            if left is not None and left < known.cost["seconds"] * rung.epochs / self._rung.epochs:
+                continue
+            self._halving.leave(key, height)
+            self._promoting += 1
+            architecture = self._candidates.space.architecture_type.from_json(known.architecture)
+            self._executor.submit(Job.of(architecture, rung, self._seed, self._trials[key]))
+            return True
+        return False
+
+    def _judge(self, measurement: Measurement) -> None:
+        """Tell the ladder what became of a candidate at a rung of it."""
+        keys = [rung.key for rung in self._rungs]
+        if measurement.rung not in keys:
+            return
+        height = keys.index(measurement.rung)
+        self._halving.leave(measurement.key, height)
+        if measurement.status == "done":
+            objective = self._objectives[0]
+            sign = -1 if objective in HIGHER_IS_BETTER else 1
+            self._halving.tell(measurement.key, height, sign * measurement.signals[SIGNAL_OF[objective]])
 
     def _settle(self, number: int, measurement: Measurement) -> None:
         """Write the measurement down for this trial, then tell the trial what it says."""
         self._records.add(measurement, number)
         self._known[measurement.key] = measurement
-        if measurement.key not in self._candidate_keys:
+        if measurement.key not in self._trials:
             self._fruitless = self._fruitless + 1 if measurement.status == "infeasible" else 0
-        self._candidate_keys.add(measurement.key)
+            self._trials[measurement.key] = number
+            self._judge(measurement)
         if measurement.status == "failed":
             self._study.tell_failed(number, measurement.cause or "")
             return
@@ -174,7 +222,7 @@ class Search:
             self._study.tell(number, [measurement.signals[SIGNAL_OF[one]] for one in self._objectives])
 
     def _progress(self) -> Progress:
-        measured = [m for m in self._known.values() if m.key in self._candidate_keys]
+        measured = [m for m in self._known.values() if m.key in self._trials]
         objective = self._objectives[0]
         values = [m.signals[SIGNAL_OF[objective]] for m in measured if m.status == "done"]
         pick = max if objective in HIGHER_IS_BETTER else min
@@ -183,7 +231,7 @@ class Search:
             done=len(values),
             failed=sum(m.status == "failed" for m in measured),
             infeasible=len(self._infeasible) + sum(m.status == "infeasible" for m in measured),
-            running=len(self._waiting),
+            running=len(self._waiting) + self._promoting,
             best=pick(values) if values else None,
             total=self._total,
             seconds_left=self._budget.left_to_search(self._share),

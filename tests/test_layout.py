@@ -74,7 +74,7 @@ def results(tmp_path: Path) -> Path:
     records = Records(open_database(config.database), "demo")
     signals = {"val_loss": 0.25, "val_accuracy": 0.75, "params": 1000.0, "flops": 2000.0}
     records.add(Measurement("{}", "a1b2c3d4e5f6", "proxy-0", 0, "done", signals, {"seconds": 1.0}), trial=0)
-    records.set_fact("proxy_rung", "proxy-0")
+    records.set_fact("rungs", ["proxy-0"])
     return tmp_path
 
 

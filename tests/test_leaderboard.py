@@ -33,7 +33,7 @@ def retrained(key: str, accuracy: float, seed: int = 0, rung: str = RETRAIN) -> 
 
 
 def shown(entries: list[Entry], references: Mapping[str, list[str]] | None = None, objective: str = "loss") -> Any:
-    return board(entries, PROXY, RETRAIN, objective, references or {})
+    return board(entries, [PROXY], RETRAIN, objective, references or {})
 
 
 def ranks(rows: list[Record]) -> list[tuple[int | None, str]]:
@@ -114,7 +114,7 @@ def test_results_of_retraining_stand_beside_the_rank_and_do_not_change_it() -> N
 def test_an_empty_experiment_has_an_empty_board() -> None:
     assert shown([]) == []
     assert shown([], {"random": ["r"]}) == []
-    assert best([], PROXY, "loss") is None
+    assert best([], [PROXY], "loss") is None
 
 
 # --------------------------------------------------------------------------------------- 7: rungs never mix
@@ -136,7 +136,7 @@ def test_rungs_are_never_mixed() -> None:
         assert ranks(rows) == [(1, "trial 2"), (2, "trial 0")]
         assert [row.loss for row in rows] == [0.4, 0.5]
         assert [row.test_accuracy for row in rows] == [None, 0.9]
-        winner = best(entries, PROXY, "loss")
+        winner = best(entries, [PROXY], "loss")
         assert winner is not None
         assert (winner.key, winner.rung) == ("c", PROXY)
 
@@ -156,8 +156,8 @@ def test_a_board_is_what_the_measurements_of_its_rung_alone_give(
     assert [row.rank for row in rows] == list(range(1, len(own) + 1))
     values = [getattr(row, objective) for row in rows]
     assert values == sorted(values, reverse=objective == "accuracy")
-    winner = best(entries, PROXY, objective)
-    assert winner == best(own, PROXY, objective)
+    winner = best(entries, [PROXY], objective)
+    assert winner == best(own, [PROXY], objective)
     assert (winner is None) == (not rows)
     if winner is not None:
         assert winner.signals[f"val_{objective}"] == values[0]
@@ -165,10 +165,10 @@ def test_a_board_is_what_the_measurements_of_its_rung_alone_give(
 
 def test_the_best_is_a_measured_candidate_and_never_a_reference() -> None:
     entries = [proxy(None, "g", 0.1), stopped(0, "a", "failed", "nan"), proxy(1, "c", 0.3), proxy(2, "b", 0.3)]
-    winner = best(entries, PROXY, "loss")
+    winner = best(entries, [PROXY], "loss")
     assert winner is not None
     assert winner.key == "b"  # of equals the same one every time
-    assert best(entries[:2], PROXY, "loss") is None
+    assert best(entries[:2], [PROXY], "loss") is None
 
 
 # ------------------------------------------------------------------------------------------------- Pareto

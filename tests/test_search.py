@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
+import math
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor, nn
 
+from nas import leaderboard
 from nas import search as looping
 from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import load
@@ -165,6 +169,7 @@ class Bed:
         share: float = 1.0,
         max_flops: int | None = None,
         check: Callable[[], None] = lambda: None,
+        rungs: Sequence[Rung] = (RUNG,),
         **limits: Any,
     ) -> Progress:
         """A new driver, as after a restart."""
@@ -177,7 +182,7 @@ class Bed:
             candidates = Candidates(space or Dials(), SHAPE, 3, config, max_flops)
             budget = Budget(records, seconds)
             listen = self.events.append
-            return Search(candidates, RUNG, 0, study, records, executor, budget, listen, check).run(trials, share)
+            return Search(candidates, rungs, 3, 0, study, records, executor, budget, listen, check).run(trials, share)
         finally:
             engine.dispose()
             if study is not None:
@@ -629,6 +634,102 @@ def test_accuracy_is_maximised(bed: Bed) -> None:
         assert trial.values == [1 - loss(key), 20 * trial.params["width"] + 3]
 
 
+# ------------------------------------------------------------------------------------------------ ladder
+
+
+LADDER = tuple(
+    Rung(name, Recipe(epochs=epochs, augment=()), RUNG.towers) for name, epochs in (("proxy", 1), ("x3", 3), ("x9", 9))
+)
+
+
+def climbing(job: Job) -> Outcome:
+    """Scores that differ from rung to rung; time by epochs."""
+    outcome = measured(job)
+    signals = {**outcome.measurement.signals, "val_loss": loss(job.key + job.rung.name)}
+    signals["val_accuracy"] = 1 - signals["val_loss"]
+    cost = {"seconds": 0.01 * job.rung.epochs, "images": 10.0}
+    return Outcome(job, job.measurement("done", signals, cost, ()), None)
+
+
+def by_rung(entries: Sequence[Entry]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {rung.name: {} for rung in LADDER}
+    for one in (entry.measurement for entry in entries):
+        found[one.rung.partition("-")[0]][one.key] = one.signals.get("val_loss", math.inf)
+    return found
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_the_best_third_of_each_rung_is_measured_at_the_next_and_optuna_hears_of_the_lowest_alone(
+    bed: Bed, slots: int
+) -> None:
+    bed.drive(Instant(slots, climbing), trials=30, rungs=LADDER)
+    found = by_rung(bed.entries())
+    assert len(found["proxy"]) == 30
+    for lower, upper in itertools.pairwise(LADDER):
+        scores, promoted = found[lower.name], set(found[upper.name])
+        best = sorted(scores, key=lambda key: scores[key])[: len(scores) // 3]
+        assert set(best) <= promoted <= set(scores)
+    assert 10 <= len(found["x3"]) <= 20
+    told = {trial.user_attrs["architecture"]: trial.values for trial in bed.trials()}
+    for text, values in told.items():
+        assert values == [found["proxy"][Dial.from_json(text).key]]
+    assert all(entry.trial is not None for entry in bed.entries())
+    rows = leaderboard.board(bed.entries(), [rung.key for rung in LADDER], None, "loss", {})
+    assert [row.rung for row in rows] == sorted((row.rung for row in rows), key=["x9", "x3", "proxy"].index)
+    assert rows[0].loss == min(found["x9"].values())
+    assert leaderboard.best(bed.entries(), [rung.key for rung in LADDER], "loss").key == rows[0].key  # type: ignore[union-attr]
+
+
+def test_a_promotion_does_not_wait_for_a_rung_to_fill(bed: Bed) -> None:
+    executor = Instant(1, climbing)
+    bed.drive(executor, trials=9, rungs=LADDER)
+    names = [job.rung.name for job in executor.given]
+    assert names.index("x3") == 3
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_ladder_killed_at_any_outcome_goes_on_as_if_nothing_had_happened(beds: Callable[[], Bed], slots: int) -> None:
+    whole = beds()
+    uninterrupted = Instant(slots, climbing)
+    whole.drive(uninterrupted, trials=9, rungs=LADDER)
+    for k in range(2, len(uninterrupted.given) + 1, 3):
+        bed = beds()
+        killed, after = Instant(slots, climbing, dies_at=k), Instant(slots, climbing)
+        with pytest.raises(Killed):
+            bed.drive(killed, trials=9, rungs=LADDER)
+        before = {(e.measurement.key, e.measurement.rung) for e in bed.entries()}
+        bed.drive(after, trials=9, rungs=LADDER)
+        assert not before & {(job.key, job.rung.key) for job in after.given}
+        assert len(by_rung(bed.entries())["proxy"]) == 9
+        if slots == 1:
+            assert by_rung(bed.entries()) == by_rung(whole.entries())
+
+
+def test_who_fails_at_a_rung_keeps_its_place_below_and_is_not_tried_again(bed: Bed) -> None:
+    def answer(job: Job) -> Outcome:
+        return climbing(job) if job.rung.name == "proxy" else job.failed("no memory")
+
+    executor = Instant(1, answer)
+    bed.drive(executor, trials=9, rungs=LADDER)
+    bed.drive(executor, trials=9, rungs=LADDER)
+    promotions = [job.key for job in executor.given if job.rung.name == "x3"]
+    assert len(promotions) == len(set(promotions)) >= 3
+    rows = leaderboard.board(bed.entries(), [rung.key for rung in LADDER], None, "loss", {})
+    assert {row.status for row in rows} == {"done"}
+    assert {row.rung for row in rows} == {"proxy"}
+
+
+def test_nobody_is_promoted_for_whom_there_is_no_time(bed: Bed) -> None:
+    def slow(job: Job) -> Outcome:
+        outcome = climbing(job)
+        cost = {"seconds": 1e6, "images": 10.0}
+        return Outcome(job, dataclasses.replace(outcome.measurement, cost=cost), None)
+
+    executor = Instant(1, slow)
+    bed.drive(executor, trials=6, seconds=1000.0, rungs=LADDER)
+    assert {job.rung.name for job in executor.given} == {"proxy"}
+
+
 def test_real_candidates_of_a_real_space_on_real_data(bed: Bed) -> None:
     data = load(DataConfig()).without_test()
     spec = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})
@@ -642,7 +743,7 @@ def test_real_candidates_of_a_real_space_on_real_data(bed: Bed) -> None:
             candidates = Candidates(spec.load(), data.input_shape, 10, limits)
             study = Study(bed.url, STUDY, limits.objectives, "tpe", 0)
             rung = Rung("proxy", Recipe(epochs=1, augment=()), TowersConfig())
-            arguments = (candidates, rung, 0, study, records, executor, Budget(records, None), bed.events.append)
+            arguments = (candidates, [rung], 3, 0, study, records, executor, Budget(records, None), bed.events.append)
             progress = Search(*arguments).run(trials=3)
     finally:
         torch.set_num_threads(threads)

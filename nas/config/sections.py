@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nas.config.towers import TowersConfig
 from nas.config.values import Fraction, Positive, Seconds, Section
+
+FEWEST_TO_CALIBRATE = 5
 
 
 class SpaceConfig(BaseModel):
@@ -110,6 +112,30 @@ class SearchConfig(Section):
         None, description="Named points of the space to begin with; unset: all that it names."
     )
     share: Fraction = Field(0.4, description="Share of the time budget of `nas run` that the search takes.")
+    calibrate: int = Field(
+        0,
+        ge=0,
+        description="So many candidates, spread over the board, are also trained fully, on the same budget, to measure "
+        "how far the ranking can be trusted; half of the validation images are kept for that. 0: none.",
+    )
+
+    @field_validator("calibrate")
+    @classmethod
+    def _enough_to_rank(cls, calibrate: int) -> int:
+        if 0 < calibrate < FEWEST_TO_CALIBRATE:
+            raise ValueError(f"must be 0 or at least {FEWEST_TO_CALIBRATE}: fewer say nothing of a ranking")
+        return calibrate
+
+
+class LadderConfig(Section):
+    """Which candidates are trained again, for longer, before one is chosen: asynchronous successive halving."""
+
+    rungs: Positive = Field(
+        3, description="Rungs of training: [proxy], then `factor` times its epochs, and so on; 1: none."
+    )
+    factor: int = Field(
+        3, ge=2, description="Epochs of a rung over those below; one in so many candidates is promoted."
+    )
 
 
 class ExecutorConfig(Section):
@@ -154,6 +180,7 @@ class Config(Section):
     towers: TowersConfig = TowersConfig()
     proxy: ProxyConfig = ProxyConfig()
     search: SearchConfig = SearchConfig()
+    ladder: LadderConfig = LadderConfig()
     retrain: RetrainConfig = RetrainConfig()
     executor: ExecutorConfig = ExecutorConfig()
     export: ExportConfig = ExportConfig()

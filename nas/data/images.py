@@ -91,9 +91,13 @@ class Data:
         """The same data without its test split: what proxies get, so that nothing chosen can depend on it."""
         return replace(self, test=None)
 
+    def holding_truth(self) -> Data:
+        """The same data with half of the validation images kept from proxies, for full trainings to be scored on."""
+        half = np.arange(len(self.validation)) < len(self.validation) // 2
+        judged, truth = self.validation[np.flatnonzero(half)], self.validation[np.flatnonzero(~half)]
+        return replace(self, validation=judged, truth=truth, fingerprint=f"{self.fingerprint}/2")
+
     def train_and_validation(self) -> Images:
         """Training images followed by validation images, copied: what the winner is retrained on."""
-        return Images(
-            np.concatenate([self.train.pixels, self.validation.pixels]),
-            np.concatenate([self.train.labels, self.validation.labels]),
-        )
+        parts = [self.train, self.validation, *([] if self.truth is None else [self.truth])]
+        return Images(np.concatenate([one.pixels for one in parts]), np.concatenate([one.labels for one in parts]))
