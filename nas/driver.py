@@ -100,6 +100,11 @@ class Driver:
         """The rung of full training; `epochs` overrides the recipe's, `init` names the weights it starts from."""
         return replace(ladder.retrain_rung(self.config, self.retrain_images, epochs), init=init)
 
+    def full_rung(self, epochs: int | None = None) -> Rung:
+        """Full training on the training images alone, scored on those kept for the truth."""
+        rung = ladder.retrain_rung(self.config, len(self.data.train), epochs)
+        return replace(rung, name="full", final=False, truth=True)
+
     def give_proxies(self) -> None:
         """Workers get the data without the test split: no proxy can touch it."""
         self._give("proxies", self.data.without_test())

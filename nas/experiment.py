@@ -29,6 +29,7 @@ from nas.records import Measurement, Records, existing_records
 from search_spaces import systems
 
 if TYPE_CHECKING:
+    from nas.calibrated import Calibrated
     from nas.data import Data
     from nas.export import Exported
     from nas.progress import Listener, Progress
@@ -138,12 +139,19 @@ class Experiment:
             driver.executor.close()
             return pipeline.export(driver)
 
-    def search(self, trials: int | None = None, time: float | str | None = None) -> Progress:
-        """Measure candidates until there are so many, or the time is over; goes on where an earlier search ended."""
+    def search(
+        self, trials: int | None = None, time: float | str | None = None, calibrate: int | None = None
+    ) -> Progress:
+        """Measure candidates until there are so many, or the time is over; goes on where an earlier search ended.
+
+        With `calibrate`, so many of them are then trained fully, on the same budget, and the board ranks by the
+        accuracy that they let expect: see `calibration`.
+        """
         from nas import pipeline
         from nas.driver import driving
 
-        with driving(self._changed(search__trials=trials, search__time=time), self.listen) as driver:
+        config = self._changed(search__trials=trials, search__time=time, search__calibrate=calibrate)
+        with driving(config, self.listen) as driver:
             return pipeline.search(driver)
 
     def retrain(self, seeds: int | None = None, top: int = 1, init: Path | str | None = None) -> list[Measurement]:
@@ -198,7 +206,20 @@ class Experiment:
             self.config.search.objectives[0],
             records.fact("references", {}),
             self.config.search.objectives[1:],
+            records.fact("calibration", {}).get("predictions"),
         )
+
+    def calibration(self) -> Calibrated | None:
+        """How far the ranking can be trusted, where the search was calibrated (``search.calibrate``)."""
+        from nas.calibrated import Calibrated
+
+        records = self._records()
+        return Calibrated.of_fact(records.fact("calibration") if records is not None else None)
+
+    def trust(self) -> str | None:
+        """The same in one sentence."""
+        records = self._records()
+        return None if records is None else records.fact("calibration", {}).get("sentence")
 
     def show(self, what: str) -> Shown:
         """An architecture: a trial's number, a key, a named point of the space, or a JSON file."""

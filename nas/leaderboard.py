@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from nas.errors import InputError
-from nas.records import Entry, Measurement
+from nas.records import Entry, Measurement, Records
 
 SIGNAL_OF = {
     "loss": "val_loss",
@@ -21,10 +21,13 @@ SIGNAL_OF = {
 }
 """Which signal an objective or a column reads."""
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "miou", "test_accuracy", "test_miou", "test_seeds", "pareto"})
+HIGHER_IS_BETTER = frozenset({"accuracy", "miou", "test_accuracy", "test_miou", "test_seeds", "pareto", "predicted"})
 """Objectives and columns of which more is better; of all others less is."""
 
 Kind = Literal["candidate", "reference"]
+
+Predictions = Mapping[str, tuple[float, float, float]]
+"""By architecture: the accuracy expected of full training, and the ends of its interval."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Record:
     """One row of the board. Accuracies are shares from 0 to 1, `seconds` what the measurement took.
 
     Of dense prediction accuracies are of pixels, and there are mean intersections over union (mIoU) beside them.
+    `predicted` is the accuracy expected of full training, with its 95 % interval, where the search was calibrated.
     """
 
     rank: int | None
@@ -50,6 +54,9 @@ class Record:
     test_std: float | None = None
     test_miou: float | None = None
     test_seeds: int = 0
+    predicted: float | None = None
+    predicted_low: float | None = None
+    predicted_high: float | None = None
     seconds: float | None = None
     towers: tuple[int, ...] = ()
     pareto: bool = False
@@ -63,12 +70,14 @@ def board(
     objective: str,
     references: Mapping[str, Sequence[str]],
     others: Sequence[str] = (),
+    predictions: Predictions | None = None,
 ) -> list[Record]:
     """Every measured candidate and the reference rows, best first by `objective`.
 
     `rungs` are the keys of the ladder's rungs, the lowest first. A row shows a candidate's highest rung; candidates at
     a higher rung come first, for that is what they were promoted for, and scores of different rungs are never
-    compared. Results of retraining stand beside them as test accuracy.
+    compared. With `predictions` (of a calibrated search, by key) these rank instead; who has none comes after.
+    Results of retraining stand beside them as test accuracy.
     `others` are the further objectives, which span the Pareto front with the first; with none, FLOPs do.
     `references` maps a row's name to architecture keys; the row shows the mean of those that were measured.
     Candidates that failed or were stopped come last, with their cause. What was retrained without a search has a row
@@ -98,24 +107,37 @@ def board(
             label = f"{name} (mean of {len(measured)})" if len(measured) > 1 else name
             rows.append(_record(label, "reference", measured, retrained))
     heights = {e.measurement.key: _height(e, rungs) for e in proxies.values()}
+    rows = [_predicted(row, (predictions or {}).get(row.key)) for row in rows]
     return _ranked(_with_front(rows, [objective, *(others or ["flops"])]), objective, heights)
 
 
-def best(entries: Iterable[Entry], rungs: Sequence[str], objective: str) -> Measurement | None:
+def best(
+    entries: Iterable[Entry], rungs: Sequence[str], objective: str, predictions: Predictions | None = None
+) -> Measurement | None:
     """The measured candidate (never a mere reference) that stands first on the board."""
-    return next(iter(in_order(entries, rungs, objective)), None)
+    return next(iter(in_order(entries, rungs, objective, predictions)), None)
 
 
-def in_order(entries: Iterable[Entry], rungs: Sequence[str], objective: str) -> list[Measurement]:
+def in_order(
+    entries: Iterable[Entry], rungs: Sequence[str], objective: str, predictions: Predictions | None = None
+) -> list[Measurement]:
     """The measured candidates (never mere references) as on the board, best first."""
     done = [e for e in _highest(entries, rungs).values() if e.measurement.status == "done" and e.trial is not None]
     sign = -1 if objective in HIGHER_IS_BETTER else 1
+    known = predictions or {}
 
-    def place(entry: Entry) -> tuple[float, float, str]:
+    def place(entry: Entry) -> tuple[float, float, float, str]:
         one = entry.measurement
-        return (-_height(entry, rungs), sign * one.signals[SIGNAL_OF[objective]], one.key)
+        predicted = -known[one.key][0] if one.key in known else 0.0
+        return (predicted, -_height(entry, rungs), sign * one.signals[SIGNAL_OF[objective]], one.key)
 
     return [entry.measurement for entry in sorted(done, key=place)]
+
+
+def standing(records: Records, objective: str) -> list[Measurement]:
+    """The measured candidates of an experiment as on its board, best first."""
+    predictions = records.fact("calibration", {}).get("predictions")
+    return in_order(records.all(), records.fact("rungs", []), objective, predictions)
 
 
 def _highest(entries: Iterable[Entry], rungs: Sequence[str]) -> dict[str, Entry]:
@@ -214,11 +236,19 @@ def _with_front(rows: list[Record], objectives: Sequence[str]) -> list[Record]:
     return [replace(row, pareto=id(row) in on_front) for row in rows]
 
 
+def _predicted(row: Record, predicted: tuple[float, float, float] | None) -> Record:
+    if predicted is None or row.kind != "candidate":
+        return row
+    value, low, high = predicted
+    return replace(row, predicted=value, predicted_low=low, predicted_high=high)
+
+
 def _ranked(rows: list[Record], objective: str, heights: Mapping[str, int]) -> list[Record]:
     by_key = sorted(rows, key=lambda row: row.key)  # as `best` decides between equal scores
     done = sort([row for row in by_key if row.status == "done"], objective)
     # stable: by score within a rung; references are of the lowest one
     done.sort(key=lambda row: -heights.get(row.key, 0) if row.kind == "candidate" else 0)
+    done.sort(key=lambda row: -(row.predicted or 0.0))
     rest = [row for row in rows if row.status != "done"]
     ranks = iter(range(1, len(done) + 1))
     return [replace(r, rank=next(ranks) if r.kind == "candidate" else None) for r in done] + rest

@@ -11,6 +11,7 @@ from torch import nn
 
 from nas import complexity, leaderboard, retrained
 from nas import retrain as retraining
+from nas.calibrated import calibrated
 from nas.config import Config
 from nas.data import Data
 from nas.driver import Driver
@@ -24,7 +25,11 @@ from nas.records import Measurement, existing_records
 from nas.retrained import winner
 from nas.search import Search
 from nas.space import Architecture, SearchSpace
+from nas.truth import spread
 from nas.weights import Weights, start_from
+
+SEARCHED = 0.6
+"""Share of the search's time after which a calibrated one proposes nothing more; the rest is full trainings'."""
 
 DEFAULT_TRIALS = 30
 """Candidates of a search that is given neither a number nor a time."""
@@ -49,7 +54,44 @@ def search(driver: Driver, share: float | None = None) -> Progress:
         driver.listen,
         driver.check,
     )
-    return loop.run(trials, 1.0 if share is None else share)
+    whole = 1.0 if share is None else share
+    progress = loop.run(trials, whole * (SEARCHED if wanted.calibrate else 1.0))
+    if wanted.calibrate:
+        calibrate(driver, whole)
+    return progress
+
+
+def calibrate(driver: Driver, share: float = 1.0) -> None:
+    """Train candidates, spread over the board, fully; what they say of the ranking is remembered, and ranks the board.
+
+    With a time budget the epochs are cut to what is left of `share` of it.
+    """
+    config, records = driver.config, driver.records
+    ranked = retrained.ranked(driver)
+    chosen = spread(ranked, driver.space.architecture_type, min(config.search.calibrate, len(ranked)))
+    left = driver.budget.left_to_search(share)
+    rung = driver.full_rung()
+    if left is not None:
+        lowest = {e.measurement.key: e.measurement for e in records.all() if e.measurement.rung == driver.proxy.key}
+        fit = retraining.affordable_epochs(
+            left, [lowest[one.key] for one in chosen], len(driver.data.train), driver.executor.slots
+        )
+        fit = max(min(rung.epochs, fit), driver.rungs[-1].epochs)
+        decided = records.fact("full_epochs", {})
+        if decided.get("time") != driver.budget.seconds:
+            decided = {"time": driver.budget.seconds, "value": fit}
+            records.set_fact("full_epochs", decided)
+        rung = driver.full_rung(int(decided["value"]))
+    driver.say(f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {rung.epochs} epochs")
+    _measure(driver, {Job.of(one, rung, config.seed): "fully" for one in chosen}, "calibrate")
+    rungs = [one.key for one in driver.rungs]
+    epochs = [one.epochs for one in (*driver.rungs, rung)]
+    found = calibrated(records.all(), rungs, rung.key, config.search.objectives[0], epochs)
+    if found is None:
+        driver.say("Too few candidates could be trained fully to say anything of the ranking")
+        return
+    records.set_fact("calibration", found.as_fact())
+    driver.say(found.sentence)
 
 
 def retrain(
@@ -91,7 +133,7 @@ def check_retrainable(config: Config, space: SearchSpace, data: Data, top: int, 
     records = existing_records(config.database, config.experiment)
     best = []
     if records is not None:
-        best = leaderboard.in_order(records.all(), records.fact("rungs", []), config.search.objectives[0])
+        best = leaderboard.standing(records, config.search.objectives[0])
     chosen = _to_retrain(config, space, best, top, init)
     for architecture in chosen if init is not None else ():
         assert init is not None

@@ -22,9 +22,7 @@ Trained = Mapping[str, Sequence[Measurement]]
 
 def ranked(driver: Driver) -> list[Measurement]:
     """The measured candidates, best first."""
-    return leaderboard.in_order(
-        driver.records.all(), [rung.key for rung in driver.rungs], driver.config.search.objectives[0]
-    )
+    return leaderboard.standing(driver.records, driver.config.search.objectives[0])
 
 
 def winner(driver: Driver) -> Measurement:

@@ -137,7 +137,7 @@ def _measured(config: Config) -> list[Measurement]:
     records = existing_records(config.database, config.experiment)
     if records is None:
         raise ExperimentError(f"experiment {config.experiment!r} has no measured candidates to spread over")
-    return leaderboard.in_order(records.all(), records.fact("rungs", []), config.search.objectives[0])
+    return leaderboard.standing(records, config.search.objectives[0])
 
 
 def _data(config: Config, wanted: Wanted) -> Data:

@@ -73,6 +73,9 @@ Trials = Annotated[int | None, typer.Option(help="Candidates to measure.")]
 Time = Annotated[str | None, typer.Option(help="Time budget, such as 30m.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything but the split.")]
 Workers = Annotated[int | None, typer.Option(help="Long-lived workers.")]
+Calibrate = Annotated[
+    int | None, typer.Option(help="Candidates that are also trained fully, to see how far the ranking can be trusted.")
+]
 NewResults = Annotated[Path | None, typer.Option("--results", help="Folder of the experiments.")]
 
 
@@ -87,6 +90,7 @@ def run(
     time: Time = None,
     seed: Seed = None,
     workers: Workers = None,
+    calibrate: Calibrate = None,
     results: NewResults = None,
     set_: Set = None,
     verbose: Verbose = False,
@@ -94,7 +98,7 @@ def run(
     """Search, retrain the winner, export it. The same command again goes on where it was stopped."""
     from nas.experiment import Experiment
 
-    keys = _keys(name, space, data, data_dir, trials, time, seed, workers, results)
+    keys = _keys(name, space, data, data_dir, trials, time, seed, workers, calibrate, results)
     experiment = Experiment(config=configuration.resume(config, set_ or (), **keys))
     with _watching(experiment, verbose):
         exported = experiment.run()
@@ -114,6 +118,7 @@ def search(
     time: Time = None,
     seed: Seed = None,
     workers: Workers = None,
+    calibrate: Calibrate = None,
     results: NewResults = None,
     set_: Set = None,
     verbose: Verbose = False,
@@ -121,7 +126,7 @@ def search(
     """Measure candidates, and nothing more. The same command again goes on where it was stopped."""
     from nas.experiment import Experiment
 
-    keys = _keys(name, space, data, data_dir, trials, time, seed, workers, results)
+    keys = _keys(name, space, data, data_dir, trials, time, seed, workers, calibrate, results)
     experiment = Experiment(config=configuration.resume(config, set_ or (), **keys))
     with _watching(experiment, verbose):
         experiment.search()
@@ -147,6 +152,8 @@ def leaderboard(
         rows = [row for row in rows if row.pareto]
     if format is Format.table:
         out.print(drawing.board(rows, opened.config.experiment, out.width))
+        if (said := opened.trust()) is not None:
+            out.print(said, highlight=False, markup=False)
     else:
         write = {Format.csv: drawing.as_csv, Format.json: drawing.as_json, Format.md: drawing.as_markdown}[format]
         typer.echo(write(rows))
@@ -290,6 +297,7 @@ def _keys(
     time: str | None,
     seed: int | None,
     workers: int | None,
+    calibrate: int | None,
     results: Path | None,
 ) -> dict[str, Any]:
     """The options that stand for keys of the file, by those keys."""
@@ -302,6 +310,7 @@ def _keys(
         "search.time": time,
         "seed": seed,
         "executor.workers": workers,
+        "search.calibrate": calibrate,
         "results": results and str(results),
     }
 

@@ -1,0 +1,135 @@
+"""What full trainings of some candidates say of all of them: how far the proxy can be trusted, and predicted scores.
+
+Pure. The candidates trained fully are spread over the board; their accuracy is on images that no proxy was scored on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from nas.calibration import Estimate, proxy_tau
+from nas.ladder.ranker import Observations, Pool, Ranker
+from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
+from nas.records import Entry, Measurement
+
+FREE = ("params", "flops")
+SIGNALS = ("val_loss", "val_accuracy", "tse_ema", "tower_loss")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Tau of the proxy's score against full training, and for each candidate (by key) a predicted full accuracy.
+
+    A prediction is [mean, low, high], the interval of 95 %.
+    """
+
+    tau: float
+    low: float
+    high: float
+    trained: int
+    predictions: Mapping[str, tuple[float, float, float]]
+
+    def as_fact(self) -> dict[str, Any]:
+        """As JSON, to be remembered."""
+        return asdict(self) | {"sentence": self.sentence}
+
+    @classmethod
+    def of_fact(cls, fact: Mapping[str, Any] | None) -> Calibrated | None:
+        """What was remembered."""
+        return None if fact is None else cls(**{name: value for name, value in fact.items() if name != "sentence"})
+
+    @property
+    def sentence(self) -> str:
+        """How far the ranking can be trusted."""
+        said = (
+            f"Of {self.trained} candidates trained fully, the proxy ranks two at a time rightly in "
+            f"{100 * (1 + self.tau) / 2:.0f} % of cases (tau {self.tau:.2f}, 95 % interval {self.low:.2f} to {self.high:.2f})"
+        )
+        if self.low > 0:
+            return f"{said}."
+        return f"{said}: the order may be chance, and more candidates trained fully would tell."
+
+
+def calibrated(
+    entries: Sequence[Entry], rungs: Sequence[str], full: str, objective: str, epochs: Sequence[int]
+) -> Calibrated | None:
+    """From all measurements; `rungs` are the ladder's, lowest first, `full` the key of full training.
+
+    `epochs` are those of the rungs and of full training. None where fewer than three candidates were trained fully.
+    """
+    candidates = {e.measurement.key for e in entries if e.trial is not None}
+    done = [e.measurement for e in entries if e.measurement.status == "done" and e.measurement.key in candidates]
+    lowest = {m.key: m for m in done if m.rung == rungs[0]}
+    truths = {m.key: m.signals["truth_accuracy"] for m in done if m.rung == full and m.key in lowest}
+    if len(truths) < 3:
+        return None
+    tau = proxy_tau([_score(lowest[key], objective) for key in truths], list(truths.values()))
+    ladder = [*rungs, full]
+    observed = [m for m in done if m.rung in ladder and m.key in lowest]
+    predictions = _predictions(list(lowest.values()), observed, ladder, truths, objective, epochs)
+    return _rounded(tau, len(truths), predictions)
+
+
+def _predictions(
+    candidates: Sequence[Measurement],
+    observed: Sequence[Measurement],
+    ladder: Sequence[str],
+    truths: Mapping[str, float],
+    objective: str,
+    epochs: Sequence[int],
+) -> dict[str, tuple[float, float, float]]:
+    """The ranker's predictions, brought to accuracies by those that were trained fully, each left out in turn."""
+    number = {m.key: place for place, m in enumerate(candidates)}
+    pool = Pool.of(np.array([[m.signals.get(name, np.nan) for name in FREE] for m in candidates]), FREE)
+    seen = Observations(
+        np.array([number[m.key] for m in observed]),
+        np.array([ladder.index(m.rung) for m in observed]),
+        np.array([m.signals["truth_accuracy"] if m.rung == ladder[-1] else _score(m, objective) for m in observed]),
+        np.array([[m.signals.get(name, np.nan) for name in SIGNALS] for m in observed]),
+    )
+    ranker = Ranker([one / epochs[-1] for one in epochs])
+    top = len(ladder) - 1
+    known = [number[key] for key in truths]
+    left_out = [
+        ranker.predict(pool, seen.where((seen.candidate != one) | (seen.rung != top)))[0][one] for one in known
+    ]
+    accuracies = np.array(list(truths.values()))
+    slope, level = _line(np.array(left_out), accuracies)
+    residuals = accuracies - (level + slope * np.array(left_out))
+    deviation = float(np.sqrt((residuals**2).sum() / max(1, len(known) - 2)))
+    mean, doubt = ranker.predict(pool, seen)
+    usual = float(np.median(doubt))
+    found = {}
+    for m in candidates:
+        place = number[m.key]
+        value = level + slope * mean[place]
+        reach = _t(len(known)) * deviation * min(1.0, doubt[place] / usual)
+        found[m.key] = (float(value), float(value - reach), float(min(1.0, value + reach)))
+    return found
+
+
+def _line(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Slope (never negative: a better prediction is not a worse network) and level by least squares."""
+    spread = float(((x - x.mean()) ** 2).sum())
+    slope = max(0.0, float(((x - x.mean()) * (y - y.mean())).sum()) / spread) if spread else 0.0
+    return slope, float(y.mean() - slope * x.mean())
+
+
+def _t(count: int) -> float:
+    """How many deviations hold 95 % of the cases where these were estimated from so many."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, max(1, count - 2)) * np.sqrt(1 + 1 / count))
+
+
+def _score(measurement: Measurement, objective: str) -> float:
+    """Higher is better."""
+    return (1 if objective in HIGHER_IS_BETTER else -1) * measurement.signals[SIGNAL_OF[objective]]
+
+
+def _rounded(tau: Estimate, trained: int, predictions: Mapping[str, tuple[float, float, float]]) -> Calibrated:
+    return Calibrated(tau.value, tau.low, tau.high, trained, dict(predictions))
