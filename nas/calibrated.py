@@ -47,7 +47,8 @@ class Calibrated:
         """How far the ranking can be trusted."""
         said = (
             f"Of {self.trained} candidates trained fully, the proxy ranks two at a time rightly in "
-            f"{100 * (1 + self.tau) / 2:.0f} % of cases (tau {self.tau:.2f}, 95 % interval {self.low:.2f} to {self.high:.2f})"
+            f"{100 * (1 + self.tau) / 2:.0f} % of cases (tau {self.tau:.2f}, "
+            f"95 % interval {self.low:.2f} to {self.high:.2f})"
         )
         if self.low > 0:
             return f"{said}."
@@ -94,9 +95,7 @@ def _predictions(
     ranker = Ranker([one / epochs[-1] for one in epochs])
     top = len(ladder) - 1
     known = [number[key] for key in truths]
-    left_out = [
-        ranker.predict(pool, seen.where((seen.candidate != one) | (seen.rung != top)))[0][one] for one in known
-    ]
+    left_out = [ranker.predict(pool, seen.where((seen.candidate != one) | (seen.rung != top)))[0][one] for one in known]
     accuracies = np.array(list(truths.values()))
     slope, level = _line(np.array(left_out), accuracies)
     residuals = accuracies - (level + slope * np.array(left_out))
