@@ -1,0 +1,262 @@
+"""Who is trained next, and how far: asynchronous promotion under a budget. Pure; the simulation and the search use it.
+
+Candidates are offered with their free features (all at once, or as they are proposed), outcomes are told as they come,
+and `next` answers with a training to start. Each rung in use has a share of the budget; the training goes to the rung
+that is the furthest behind its share, and there to the candidate with the best outlook after full training: at the
+cheapest rung one that is untrained, at a higher rung one that comes from the rung below. So whatever is learned at any
+rung steers at once which newcomers are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.ladder.ranker import Beliefs, Floats, Observations, Pool, Ranker
+
+IDLE, RUNNING, DONE, FAILED = range(4)
+GOLDEN = 0.6180339887498949
+"""Multiples of it, modulo 1, fall evenly into the interval however many there are."""
+
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the budget is spent. The default is the engine's.
+
+    A rung is used when it costs at least `stride` times the one used below it. `cheapest` and `full` are the shares of
+    the budget for the cheapest rung and for full training; the rungs between share the rest. The first `spread`
+    newcomers are spread evenly over the first feature. `curious` and `bold` are how many deviations are added to the
+    mean where newcomers are screened and where candidates are promoted. The ranker is refitted when outcomes have
+    grown by `refit`. `screened` newcomers should be on offer when one is chosen. With `resumed`, promotion goes on
+    training and pays the difference; without, it trains anew and pays in full.
+    """
+
+    stride: float = 5.0
+    cheapest: float = 0.4
+    full: float = 1 / 3
+    spread: int = 10
+    curious: float = 1.0
+    bold: float = 0.5
+    refit: float = 0.1
+    screened: int = 8
+    resumed: bool = False
+    beliefs: Beliefs = field(default_factory=Beliefs)
+
+
+class Promotion:
+    """One ladder at work.
+
+    `costs` are what the rungs cost in full trainings, ascending; `budget` is in full trainings and is never exceeded
+    as long as no training costs more than was expected of it. `features` and `signals` name the columns of what is
+    offered and told. Rungs are counted from 0, the cheapest training.
+    """
+
+    def __init__(
+        self,
+        costs: Sequence[float],
+        budget: float,
+        features: Sequence[str] = (),
+        signals: Sequence[str] = (),
+        policy: Policy | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._policy = policy or Policy()
+        self._budget = budget
+        self._features, self._signals = tuple(features), tuple(signals)
+        self._rungs = len(costs)
+        self._used = used_rungs(costs, self._policy.stride)
+        self._ranker = Ranker(costs, self._policy.beliefs)
+        self._generator = np.random.default_rng(seed)
+        self._keys: list[Hashable] = []
+        self._number: dict[Hashable, int] = {}
+        self._free = np.zeros((0, len(self._features)))
+        self._costs = np.zeros((0, self._rungs))
+        self._state = np.zeros((0, self._rungs), dtype=np.int8)
+        self._tie = np.zeros(0)
+        self._told: list[tuple[int, int, float, Floats]] = []
+        self._spent = np.zeros(self._rungs)  # running trainings count as spent
+        self._closed = False
+        self._pool: Pool | None = None
+        self._fitted = -1
+        self._outlook: tuple[Floats, Floats] = (np.zeros(0), np.zeros(0))
+        self._newcomers = 0
+
+    def offer(self, keys: Sequence[Hashable], features: Floats, costs: Floats) -> None:
+        """More candidates: their free features (n, F) and what each rung is expected to cost them (n, R)."""
+        for key in keys:
+            self._number[key] = len(self._keys)
+            self._keys.append(key)
+        self._free = np.concatenate([self._free, np.asarray(features, dtype=np.float64)])
+        self._costs = np.concatenate([self._costs, np.asarray(costs, dtype=np.float64)])
+        self._state = np.concatenate([self._state, np.zeros((len(keys), self._rungs), dtype=np.int8)])
+        self._tie = np.concatenate([self._tie, 1e-9 * self._generator.random(len(keys))])
+        self._pool = None
+
+    def close(self) -> None:
+        """No more candidates will be offered: what is left of the budget may be spent on those that there are."""
+        self._closed = True
+
+    @property
+    def hungry(self) -> bool:
+        """Whether candidates should be offered before the next one is chosen."""
+        untrained = int((self._state == IDLE).all(axis=1).sum())
+        return not self._closed and untrained < self._policy.screened
+
+    @property
+    def spent(self) -> float:
+        """Full trainings spent, with what is running."""
+        return float(self._spent.sum())
+
+    def next(self) -> tuple[Hashable, int] | None:
+        """The training to start now, (key, rung); None: wait for outcomes or offers, or the budget is spent."""
+        if not self._keys:
+            return None
+        for rung in self._by_need():
+            chosen = self._best(rung)
+            if chosen is not None:
+                return self._start(chosen, rung)
+        chosen = self._with_the_rest()
+        return None if chosen is None else self._start(chosen, self._rungs - 1)
+
+    def tell(
+        self, key: Hashable, rung: int, score: float | None, signals: Sequence[float] = (), cost: float | None = None
+    ) -> None:
+        """The outcome of a training that was started; `score` None: it failed, and the candidate drops out.
+
+        Higher scores are better. `cost` is what it really cost, where that is not what was expected.
+        """
+        candidate = self._number[key]
+        assert self._state[candidate, rung] == RUNNING, f"{key!r} is not in training at rung {rung}"
+        if cost is not None:
+            self._spent[rung] += cost - self._price(rung)[candidate]
+        self._state[candidate, rung] = DONE if score is not None else FAILED
+        if score is not None:
+            row = np.array(signals if len(signals) else [np.nan] * len(self._signals), dtype=np.float64)
+            self._told.append((candidate, rung, score, row))
+
+    def found(self) -> Hashable | None:
+        """The candidate with the best score among those fully trained."""
+        top = [(score, -candidate) for candidate, rung, score, _ in self._told if rung == self._rungs - 1]
+        return self._keys[-max(top)[1]] if top else None
+
+    def outlook(self) -> tuple[Floats, Floats]:
+        """Mean and deviation of each candidate's full score, in the order of the offers."""
+        if self._pool is None:
+            self._pool = Pool.of(self._free, self._features, self._policy.beliefs)
+            self._fitted = -1
+        if self._fitted < 0 or len(self._told) >= self._fitted + max(1.0, self._policy.refit * self._fitted):
+            self._outlook = self._ranker.predict(self._pool, self._observations())
+            self._fitted = len(self._told)
+        return self._outlook
+
+    # ------------------------------------------------------------------------------------------ choosing
+
+    def _by_need(self) -> list[int]:
+        """Rungs in use, the one furthest behind its share first.
+
+        Full training is due when a whole one fits into its share of what is spent, so that the last comes last.
+        """
+        step = self._costs.mean(axis=0)
+        shares = self._shares()
+        behind = {
+            rung: (self._spent[rung] + step[rung] * (1.0 if rung == self._rungs - 1 else 0.5)) / shares[rung]
+            for rung in self._used
+        }
+        return sorted(behind, key=lambda rung: (behind[rung], rung))
+
+    def _shares(self) -> dict[int, float]:
+        """What each rung in use may spend, in full trainings. Full training has a whole number of them."""
+        policy, top = self._policy, self._rungs - 1
+        weights = {rung: 0.0 for rung in self._used}
+        between = [rung for rung in self._used if rung not in (self._used[0], top)]
+        for rung in between:
+            weights[rung] = max(0.0, 1 - policy.cheapest - policy.full) / len(between)
+        weights[self._used[0]] = policy.cheapest
+        weights[top] = policy.full
+        one = float(self._costs[:, top].mean())
+        total = sum(weights.values())
+        full = one * max(1, round(self._budget * policy.full / total / one))
+        below = total - policy.full
+        rest = max(self._budget - full, ROUNDING)
+        return {rung: full if rung == top else rest * weight / below for rung, weight in weights.items()}
+
+    def _best(self, rung: int) -> int | None:
+        """The candidate with the best outlook among those that may be trained at this rung now and can be paid."""
+        top = self._rungs - 1
+        left = self._budget - self.spent
+        state = self._state
+        if rung != top:
+            left -= max(0.0, self._shares()[top] - self._spent[top])
+        elif self._spent[top] + ROUNDING >= self._shares()[top]:
+            return None
+        elif self._is_last(top) and (state[:, :top] == RUNNING).any():
+            return None
+        position = self._used.index(rung)
+        if position == 0:
+            able = (state == IDLE).all(axis=1)
+        else:
+            able = (state[:, self._used[position - 1]] == DONE) & (state[:, rung:] == IDLE).all(axis=1)
+        able &= self._price(rung) <= left + ROUNDING
+        if not able.any():
+            return None
+        return self._newcomer(able) if position == 0 else self._foremost(able, self._policy.bold)
+
+    def _is_last(self, top: int) -> bool:
+        return bool(self._spent[top] + 1.5 * self._costs[:, top].mean() > self._shares()[top])
+
+    def _newcomer(self, able: NDArray[np.bool_]) -> int:
+        self._newcomers += 1
+        if self._newcomers > self._policy.spread or not self._features:
+            return self._foremost(able, self._policy.curious)
+        candidates = np.flatnonzero(able)
+        order = candidates[np.lexsort((self._tie[candidates], self._free[candidates, 0]))]
+        return int(order[int(GOLDEN * self._newcomers % 1 * len(order))])
+
+    def _foremost(self, able: NDArray[np.bool_], deviations: float) -> int:
+        mean, deviation = self.outlook()
+        candidates = np.flatnonzero(able)
+        return int(candidates[np.argmax((mean + deviations * deviation + self._tie)[candidates])])
+
+    def _with_the_rest(self) -> int | None:
+        """Nothing is left to do as planned: whom to train fully with what is left of the budget."""
+        if not self._closed or (self._state == RUNNING).any():
+            return None
+        top = self._rungs - 1
+        able = (self._state[:, top] == IDLE) & (self._state != FAILED).all(axis=1)
+        able &= self._price(top) <= self._budget - self.spent + ROUNDING
+        return self._foremost(able, 0.0) if able.any() else None
+
+    def _start(self, candidate: int, rung: int) -> tuple[Hashable, int]:
+        self._spent[rung] += self._price(rung)[candidate]
+        self._state[candidate, rung] = RUNNING
+        return self._keys[candidate], rung
+
+    def _price(self, rung: int) -> Floats:
+        """What a training at this rung would cost each candidate."""
+        if not self._policy.resumed:
+            return self._costs[:, rung]
+        paid = np.where(self._state[:, :rung] == DONE, self._costs[:, :rung], 0.0)
+        return self._costs[:, rung] - paid.max(axis=1, initial=0.0)
+
+    def _observations(self) -> Observations:
+        return Observations(
+            np.array([one[0] for one in self._told], dtype=np.int64),
+            np.array([one[1] for one in self._told], dtype=np.int64),
+            np.array([one[2] for one in self._told], dtype=np.float64),
+            np.array([one[3] for one in self._told], dtype=np.float64).reshape(len(self._told), len(self._signals)),
+        )
+
+
+def used_rungs(costs: Sequence[float], stride: float) -> list[int]:
+    """The rungs that are used: the cheapest, each that costs `stride` times the one below, and the last."""
+    used = [0]
+    for rung in range(1, len(costs)):
+        if costs[rung] >= stride * costs[used[-1]]:
+            used.append(rung)
+    top = len(costs) - 1
+    return used if used[-1] == top else [*used, top] if len(used) == 1 else [*used[:-1], top]
