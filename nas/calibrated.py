@@ -5,6 +5,7 @@ Pure. The candidates trained fully are spread over the board; their accuracy is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from nas.calibration import Estimate, proxy_tau
 from nas.ladder.ranker import Observations, Pool, Ranker
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.records import Entry, Measurement
+
+NOISE = 0.05
+"""Variance between seeds of one network, as a share of that between networks."""
 
 FREE = ("params", "flops")
 SIGNALS = ("val_loss", "val_accuracy", "tse_ema", "tower_loss")
@@ -95,18 +99,27 @@ def _predictions(
     ranker = Ranker([one / epochs[-1] for one in epochs])
     top = len(ladder) - 1
     known = [number[key] for key in truths]
-    left_out = [ranker.predict(pool, seen.where((seen.candidate != one) | (seen.rung != top)))[0][one] for one in known]
+    without = [ranker.predict(pool, seen.where((seen.candidate != one) | (seen.rung != top))) for one in known]
+    left_out = np.array([mean[one] for (mean, _), one in zip(without, known, strict=True)])
+    usual = float(np.mean([doubt[one] for (_, doubt), one in zip(without, known, strict=True)]))
     accuracies = np.array(list(truths.values()))
-    slope, level = _line(np.array(left_out), accuracies)
-    residuals = accuracies - (level + slope * np.array(left_out))
+    slope, level = _line(left_out, accuracies)
+    residuals = accuracies - (level + slope * left_out)
     deviation = float(np.sqrt((residuals**2).sum() / max(1, len(known) - 2)))
     mean, doubt = ranker.predict(pool, seen)
-    usual = float(np.median(doubt))
+    noise = NOISE * float(accuracies.var()) + 1e-12
     found = {}
     for m in candidates:
         place = number[m.key]
-        value = level + slope * mean[place]
-        reach = _t(len(known)) * deviation * min(1.0, doubt[place] / usual)
+        if m.key in truths:  # what was expected of it before, and what was then seen
+            one = known.index(place)
+            before = deviation**2 + 1e-12
+            weight = before / (before + noise)
+            value = (1 - weight) * (level + slope * left_out[one]) + weight * accuracies[one]
+            reach = _t(len(known)) * math.sqrt(weight * noise)
+        else:
+            value = level + slope * mean[place]
+            reach = _t(len(known)) * deviation * doubt[place] / usual
         found[m.key] = (float(value), float(value - reach), float(min(1.0, value + reach)))
     return found
 
