@@ -114,7 +114,7 @@ def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Pa
         fields = set(Recipe.model_fields)
         recipe, full = (Recipe(**one.model_dump(include=fields)) for one in (decided.proxy, decided.retrain))
         full = full.model_copy(update={"epochs": wanted.full_epochs or ladder.retrain_epochs(full, len(data.train))})
-        towers = {} if config.towers.placement == "none" else {label(config.towers): config.towers}
+        towers = {} if config.towers.placement == "none" else {label(config.towers): (config.towers, recipe)}
         if any(count > (full.epochs or 0) for count in wanted.epochs):
             raise InputError(f"a proxy of {max(wanted.epochs)} epochs is longer than full training ({full.epochs})")
         plan = Plan(spec, data, chosen, arms(towers, recipe, full, wanted.epochs, wanted.seeds, wanted.full_seeds))
@@ -159,8 +159,8 @@ def _refuse_changes(records: Records, spec: SpaceSpec, data: Data) -> None:
 
 
 def arms(
-    towers: Mapping[str, TowersConfig],
-    recipe: Recipe,
+    towers: Mapping[str, tuple[TowersConfig, Recipe]],
+    bare: Recipe,
     full: Recipe,
     epochs: Iterable[int] = (1, 3),
     seeds: int = 2,
@@ -168,14 +168,18 @@ def arms(
 ) -> tuple[Arm, ...]:
     """The usual arms: untrained; each setting of towers, and none at the cost of the first, at so many epochs; full.
 
-    Proxies follow `recipe`, full trainings, without towers, `full`; its epochs are full training's.
+    Each setting has a recipe, proxies without towers `bare`, full trainings, without towers, `full`; its epochs are
+    full training's. Averaged weights are read on full training's way: in a schedule that ends they rank no better
+    than the weights themselves, and reading them costs a second scoring.
     """
     proxy_seeds = tuple(range(PROXY_SEEDS, PROXY_SEEDS + seeds))
-    found = [free_arm(recipe, proxy_seeds)]
+    paid = next((setting for setting, _ in towers.values()), None)
+    found = [free_arm(bare, proxy_seeds)]
     for count in epochs:
-        short = recipe.model_copy(update={"epochs": count, "readings": (count,)})
-        found += [Arm(Rung(f"{count}-{name}", short, setting), proxy_seeds) for name, setting in towers.items()]
-        paid = next(iter(towers.values()), None)
+        for name, (setting, recipe) in towers.items():
+            short = recipe.model_copy(update={"epochs": count})
+            found.append(Arm(Rung(f"{count}-{name}", short, setting), proxy_seeds))
+        short = bare.model_copy(update={"epochs": count})
         found.append(Arm(Rung(f"{count}-none", short, NONE, as_costly_as=paid), proxy_seeds))
     return (*found, full_arm(full, tuple(epochs), full_seeds))
 
