@@ -24,6 +24,7 @@ LIGHT = (
     "nas.records",
     "nas.ladder",
     "nas.leaderboard",
+    "nas.calibration",
     "nas.lease",
     "nas.study",
     "nas.cli",

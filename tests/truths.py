@@ -30,23 +30,45 @@ def synthetic(
     rows: list[dict[str, Any]] = []
     for place in range(n):
         about = {
-            **{"architecture": f"{place:012x}", "cells": 5, "status": "done", "images": 1000, "size": 14, "width": 1.0},
-            **{"learning_rate": 0.1, "batch_size": 128, "params": np.round(params[place]), "towers": "none"},
-            **{"flops": np.round(30 * params[place] * generator.uniform(0.9, 1.1)), "equal_to": "", "full": False},
+            "architecture": f"{place:012x}",
+            "cells": 5,
+            "status": "done",
+            "images": 1000,
+            "size": 14,
+            "width": 1.0,
+            "learning_rate": 0.1,
+            "batch_size": 128,
+            "params": np.round(params[place]),
+            "towers": "none",
+            "flops": np.round(30 * params[place] * generator.uniform(0.9, 1.1)),
+            "equal_to": "",
+            "full": False,
         }
         for one in (1000, 1001):
             free = {"naswot": naswot[place] + generator.standard_normal()}
-            rows.append(about | free | {"rung": "free", "seed": one, "epochs": 0.0, "seconds": 0.1, "multiply_adds": 1e6})
+            rows.append(
+                about | free | {"rung": "free", "seed": one, "epochs": 0.0, "seconds": 0.1, "multiply_adds": 1e6}
+            )
             for rung, error in errors.items():
                 off = error * (bias[rung][place] + generator.standard_normal()) / np.sqrt(2)
-                row = about | free | {"rung": rung, "seed": one, "epochs": float(rung[0]), "val_loss": 5 - latent[place] + off}
+                row = (
+                    about
+                    | free
+                    | {"rung": rung, "seed": one, "epochs": float(rung[0]), "val_loss": 5 - latent[place] + off}
+                )
                 row["val_accuracy"] = 0.7 - 0.05 * (row["val_loss"] - 5) + 0.02 * generator.standard_normal()
                 row |= {"multiply_adds": COST.get(rung, 0.05) * 1e10, "seconds": COST.get(rung, 0.05) * 100}
                 towers = "middle 1" if "middle" in rung else "none"
                 rows.append(row | {"towers": towers, "equal_to": "middle 1" if towers == "none" else ""})
         for one in range(full_seeds):
             accuracy = 0.85 + 0.01 * (latent[place] + noise * generator.standard_normal())
-            row = about | {"rung": "full", "seed": one, "epochs": 20.0, "full": True, "val_loss": 3 - 100 * (accuracy - 0.85)}
+            row = about | {
+                "rung": "full",
+                "seed": one,
+                "epochs": 20.0,
+                "full": True,
+                "val_loss": 3 - 100 * (accuracy - 0.85),
+            }
             row |= {"multiply_adds": 1e10, "seconds": 100.0, "truth_accuracy": accuracy, "truth_loss": 1 - accuracy}
             rows.append(row | {"val_loss_epoch3": 4 - latent[place] + generator.standard_normal()})
     return pd.DataFrame(rows)

@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Array = NDArray[np.float64]
+Scores = NDArray[np.float32] | Array
 
 CHUNK = 32
 """So many rankings are compared at once: their sign matrices fit into a processor's cache."""
@@ -79,7 +80,7 @@ def proxy_tau(scores: ArrayLike, truths: ArrayLike, *, resamples: int = 1000, se
     return estimate(ranked.tau[0, 0], ranked.taus[:, 0, 0], int(ranked.n[0, 0]))
 
 
-def agreement(scores: Array, truth: Array, weights: Array) -> tuple[Array, Array]:
+def agreement(scores: Scores, truth: Array, weights: Array) -> tuple[Array, Array]:
     """Tau-b and rho, (K,) each, of rankings (K, n) against a truth (n,) without NaN; NaN scores do not count.
 
     Rho is the correlation of mid-ranks, in which copies are ties; both come from the signs of all differences, as
@@ -103,15 +104,13 @@ def agreement(scores: Array, truth: Array, weights: Array) -> tuple[Array, Array
     return taus, rhos
 
 
-def _signs(values: Array) -> NDArray[np.float32]:
+def _signs(values: Scores) -> NDArray[np.float32]:
     """Signs of all differences, (..., n, n); 0 where one is NaN."""
     row, column = values[..., :, None], values[..., None, :]
     return (np.greater(row, column).view(np.int8) - np.less(row, column).view(np.int8)).astype(np.float32)
 
 
-def bootstrap(
-    scores: Sequence[Array], truths: Array, groups: NDArray[np.bool_], resamples: int, seed: int
-) -> Ranked:
+def bootstrap(scores: Sequence[Array], truths: Array, groups: NDArray[np.bool_], resamples: int, seed: int) -> Ranked:
     """Each ranking (n, its P) against `truths`, in each group of architectures (G, n), with resamples.
 
     `truths` is (1, n, S), or (P, n, S) where each seed of the rankings has a truth of its own; NaN where there is none.
@@ -120,7 +119,7 @@ def bootstrap(
     values = np.stack([_dense(one, int(columns.max())) for one in scores])
     tau, rho, n = _points(values, columns, truths, groups)
     generator = np.random.default_rng(seed)
-    taus, rhos = np.full((2, resamples, *tau.shape), np.nan, np.float32)
+    taus, rhos = np.full((2, resamples, *tau.shape), np.nan)
     everyone = np.arange(values.shape[1])
     for number in range(resamples):
         weights = np.bincount(generator.integers(0, len(everyone), len(everyone)), minlength=len(everyone))
@@ -131,12 +130,12 @@ def bootstrap(
         for place, group in enumerate(groups):
             found = agreement(drawn, truth, np.where(group, weights, 0).astype(float))
             taus[number, place], rhos[number, place] = found
-    return Ranked(tau, rho, taus.astype(float), rhos.astype(float), n)
+    return Ranked(tau, rho, taus, rhos, n)
 
 
 def _dense(scores: Array, columns: int) -> NDArray[np.float32]:
     """Ranks in place of values, ties kept, so that four bytes hold them; (n, columns), the last ones NaN."""
-    ranks = stats.rankdata(scores, "dense", axis=None, nan_policy="omit").reshape(scores.shape).astype(float)
+    ranks = stats.rankdata(scores.ravel(), "dense", nan_policy="omit").reshape(scores.shape).astype(float)
     return np.pad(ranks, ((0, 0), (0, columns - scores.shape[1])), constant_values=np.nan).astype(np.float32)
 
 

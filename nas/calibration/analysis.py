@@ -82,7 +82,7 @@ class Batch:
 
     def pair(self, a: Array, b: Array) -> tuple[int, int]:
         """Places of two rankings on the architectures that both have."""
-        both = (~np.isnan(a).all(1) & ~np.isnan(b).all(1))[:, None]
+        both = np.logical_and(~np.isnan(a).all(1), ~np.isnan(b).all(1))[:, None]
         return self._add(np.where(both, a, np.nan)), self._add(np.where(both, b, np.nan))
 
     def _add(self, scores: Array) -> int:
@@ -248,9 +248,7 @@ def _difference(pair: Pair, one: Judged, ranked: Ranked, places: Places) -> dict
     }
 
 
-def _ceilings(
-    truth: Truth, full: Sequence[dict[str, Any]], groups: Groups, resamples: int, seed: int
-) -> pd.DataFrame:
+def _ceilings(truth: Truth, full: Sequence[dict[str, Any]], groups: Groups, resamples: int, seed: int) -> pd.DataFrame:
     """A row a kind of ceiling and group of architectures; `noise` and `spread` are deviations of accuracies."""
     parts = decompose(truth.accuracies)
     about = {"noise": parts.noise if parts else np.nan, "spread": parts.spread if parts else np.nan}
@@ -291,15 +289,14 @@ def _points(series: Sequence[Series], truth: Truth, signal: str) -> pd.DataFrame
 
 def _notes(table: pd.DataFrame, truth: Truth, best: float) -> Iterator[str]:
     seeds = (~np.isnan(truth.accuracies)).sum(1)
-    trained = f"{len(seeds)} architectures, {seeds.min()} to {seeds.max()}" if np.ptp(seeds) else f"{len(seeds)} architectures, {seeds[0]}"
-    yield f"truth: rung {truth.rung}, {trained} seed{'s' if seeds.max() > 1 else ''} each, mean truth_accuracy"
+    count = f"{seeds.min()}" if np.ptp(seeds) == 0 else f"{seeds.min()} to {seeds.max()}"
+    yield f"truth: accuracy at rung {truth.rung}, {len(seeds)} architectures, mean over {count} seeds"
     if dropped := int((table["status"] != "done").sum()):
         yield f"{dropped} of {len(table)} measurements did not end well and are left out"
-    others = sorted(set(table.loc[table["full"], "rung"]) - {truth.rung})
-    if others:
-        yield f"other full trainings are no truth, but judged against it: {', '.join(others)}"
+    if others := sorted(set(table.loc[table["full"], "rung"]) - {truth.rung}):
+        yield f"other full trainings are not mixed into the truth: {', '.join(others)}"
     if np.isnan(best):
         yield "no ceiling: no architecture was trained fully from two seeds"
-    if groups_small := len(seeds) * TOP <= SMALLEST - 1:
-        yield f"nothing is said of the top tenth: {len(seeds)} architectures are too few" if groups_small else ""
+    if np.ceil(len(seeds) * TOP) < SMALLEST:
+        yield f"nothing is said of the top tenth: of {len(seeds)} architectures it has too few pairs"
     yield "rankers are cross-fitted over architectures; their intervals are conditional on the fits"

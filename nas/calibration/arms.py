@@ -45,6 +45,7 @@ def pairs(rows: pd.DataFrame, costs: pd.DataFrame) -> Iterator[Pair]:
         partners = without[alike].to_dict("records")
         if partners:
             chosen = min(
-                partners, key=lambda one: (one["equal_to"] != arm["towers"], abs(one["cost"] - arm["cost"]))  # noqa: B023
+                partners,
+                key=lambda one: (one["equal_to"] != arm["towers"], abs(one["cost"] - arm["cost"])),
             )
             yield Pair(arm["rung"], chosen["rung"], arm["towers"], arm["epochs"], arm["cost"], chosen["cost"])

@@ -1,12 +1,12 @@
-"""Rankers: regressions from a rung's signals, sizes and zero-cost scores to accuracy, never shown the architecture judged.
+"""Rankers: regressions to accuracy from a rung's signals, sizes and zero-cost scores, fitted on other architectures.
 
 Architectures are dealt into five folds; each fold is predicted by a model fitted on the other four, all seeds of a
 proxy of one architecture on the same side. This is repeated with other folds, and tau is the mean over the
 repetitions, each on its own: predictions are not averaged into a better ranker than a person would have. Folds depend
 on the architecture only, so that two arms are compared on the same ones.
 
-Signals of one sign are taken as logarithms (losses, sizes and scores that differ by factors), the target is the normal
-score of an architecture's rank among those fitted on: what is wanted is an order, and a few failures must not decide it.
+Signals of one sign are taken as logarithms (losses, sizes and scores that differ by factors), the target is the
+normal score of an architecture's rank among those fitted on: an order is wanted, and a few failures must not decide it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,13 @@ def _ridge() -> Any:
 
 
 def _boosting() -> Any:
-    from sklearn.ensemble import GradientBoostingRegressor
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
+    from sklearn.ensemble import HistGradientBoostingRegressor
 
-    model = GradientBoostingRegressor(n_estimators=80, max_depth=2, subsample=0.7, random_state=0)
-    return make_pipeline(SimpleImputer(strategy="median"), model)
+    return HistGradientBoostingRegressor(max_iter=60, max_leaf_nodes=4, min_samples_leaf=10)
 
 
 MODELS: dict[str, tuple[Callable[[], Any], int]] = {"ridge": (_ridge, 10), "boosting": (_boosting, 2)}
-"""How each is made, and with how many different folds it is repeated (boosting costs a hundred times as much)."""
+"""How each is made, and with how many different folds it is repeated (boosting costs ten times as much)."""
 
 
 def folds(n: int, repetition: int) -> NDArray[np.int64]:
@@ -57,7 +54,7 @@ def features(series: Sequence[Series], rung: str | None, names: Sequence[str] = 
     `rung` None: without training; `names` restricts to these. An architecture without anything from the rung is NaN.
     """
     free = [one for one in series if is_free(one.signal) and (not names or one.signal in names)]
-    own = [one for one in series if one.rung == rung and rung != "free"]
+    own = [one for one in series if one.rung == rung]
     measured = np.array([~np.isnan(one.scores).all(1) for one in own or free])
     present = measured.any(0)
     chosen = [one for one, there in zip(own or free, measured, strict=True) if there.sum() >= 0.9 * present.sum()]

@@ -51,7 +51,7 @@ def read(path: Path) -> pd.DataFrame:
         raise InputError(f"there is no truth table {str(path)!r}")
     try:
         text = dict.fromkeys(TEXT, "str")
-        table = pd.read_csv(path, dtype=text) if path.suffix == ".csv" else pd.read_parquet(path)  # type: ignore[arg-type]
+        table = pd.read_csv(path, dtype=text) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise InputError(f"{str(path)!r} is no truth table: {str(error).splitlines()[0]}") from None
     return checked(table)

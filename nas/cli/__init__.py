@@ -6,21 +6,39 @@ Exit codes: 0, 1 for a job that failed, 2 for bad input, 130 for Ctrl-C.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from nas import config as configuration
 from nas import leaderboard as ranking
-from nas.cli import drawing
+from nas.cli import calibrate, drawing
+from nas.cli.options import (
+    Calibrate,
+    ConfigFile,
+    DataDir,
+    DataSet,
+    Name,
+    NewName,
+    NewResults,
+    Results,
+    Seed,
+    Set,
+    Space,
+    Time,
+    ToRetrain,
+    Trials,
+    Verbose,
+    Workers,
+    complaints,
+    keys_of,
+    out,
+    watching,
+)
 from nas.errors import InputError, NasError
 
 if TYPE_CHECKING:
@@ -39,9 +57,7 @@ data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(space_app, name="space")
 app.add_typer(system_app, name="system")
 app.add_typer(data_app, name="data")
-
-out = Console(width=None if sys.stdout.isatty() else 140)
-complaints = Console(stderr=True, soft_wrap=True)
+app.add_typer(calibrate.app, name="calibrate")
 
 
 class Format(StrEnum):
@@ -51,32 +67,6 @@ class Format(StrEnum):
     csv = "csv"
     json = "json"
     md = "md"
-
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Argument(help="A TOML file (see `nas config`), or a system (`nas system list`).", show_default=False),
-]
-Name = Annotated[str | None, typer.Argument(help="The experiment; none named: the latest.", show_default=False)]
-ToRetrain = Annotated[
-    str | None, typer.Argument(help="The experiment (none named: the latest), a file or a system.", show_default=False)
-]
-Results = Annotated[Path, typer.Option(help="Folder of the experiments.")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any key of the file: section.key=value.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line a candidate, also where this is no terminal.")]
-
-NewName = Annotated[str | None, typer.Option("--name", help="Name of the experiment.")]
-Space = Annotated[str | None, typer.Option(help="A space by name, or file.py:Name.")]
-DataSet = Annotated[str | None, typer.Option("--data", help="A known set, a .npz file or an image folder.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where known data sets lie.")]
-Trials = Annotated[int | None, typer.Option(help="Candidates to measure.")]
-Time = Annotated[str | None, typer.Option(help="Time budget, such as 30m.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything but the split.")]
-Workers = Annotated[int | None, typer.Option(help="Long-lived workers.")]
-Calibrate = Annotated[
-    int | None, typer.Option(help="Candidates that are also trained fully, to see how far the ranking can be trusted.")
-]
-NewResults = Annotated[Path | None, typer.Option("--results", help="Folder of the experiments.")]
 
 
 @app.command()
@@ -98,9 +88,9 @@ def run(
     """Search, retrain the winner, export it. The same command again goes on where it was stopped."""
     from nas.experiment import Experiment
 
-    keys = _keys(name, space, data, data_dir, trials, time, seed, workers, calibrate, results)
+    keys = keys_of(name, space, data, data_dir, trials, time, seed, workers, calibrate, results)
     experiment = Experiment(config=configuration.resume(config, set_ or (), **keys))
-    with _watching(experiment, verbose):
+    with watching(experiment, verbose):
         exported = experiment.run()
     _print_best(experiment)
     _print_winner(experiment)
@@ -126,9 +116,9 @@ def search(
     """Measure candidates, and nothing more. The same command again goes on where it was stopped."""
     from nas.experiment import Experiment
 
-    keys = _keys(name, space, data, data_dir, trials, time, seed, workers, calibrate, results)
+    keys = keys_of(name, space, data, data_dir, trials, time, seed, workers, calibrate, results)
     experiment = Experiment(config=configuration.resume(config, set_ or (), **keys))
-    with _watching(experiment, verbose):
+    with watching(experiment, verbose):
         experiment.search()
     _print_best(experiment)
 
@@ -178,7 +168,7 @@ def retrain(
     from nas.experiment import Experiment
 
     opened = Experiment.to_retrain(experiment, results, set_ or (), data, data_dir, name)
-    with _watching(opened, verbose):
+    with watching(opened, verbose):
         opened.retrain(seeds, top, init)
     _print_winner(opened)
 
@@ -198,7 +188,7 @@ def export(
     from nas.experiment import Experiment
 
     opened = Experiment.open(experiment, results, assignments=set_ or ())
-    with _watching(opened):
+    with watching(opened):
         exported = opened.export(to, ensemble, early_exit)
     _print_export(exported)
 
@@ -286,46 +276,6 @@ def main() -> None:
         sys.exit(2 if isinstance(error, InputError) else 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _keys(
-    name: str | None,
-    space: str | None,
-    data: str | None,
-    data_dir: Path | None,
-    trials: int | None,
-    time: str | None,
-    seed: int | None,
-    workers: int | None,
-    calibrate: int | None,
-    results: Path | None,
-) -> dict[str, Any]:
-    """The options that stand for keys of the file, by those keys."""
-    return {
-        "name": name,
-        "space.name": space,
-        "data.name": data,
-        "data.dir": data_dir and str(data_dir),
-        "search.trials": trials,
-        "search.time": time,
-        "seed": seed,
-        "executor.workers": workers,
-        "search.calibrate": calibrate,
-        "results": results and str(results),
-    }
-
-
-@contextmanager
-def _watching(experiment: Experiment, verbose: bool = False) -> Iterator[None]:
-    """Shows the work; ends it cleanly at Ctrl-C. What was measured is saved as it comes."""
-    try:
-        with drawing.Screen(out, verbose) as screen:
-            experiment.listen = screen
-            yield
-    except KeyboardInterrupt:
-        command = shlex.join(["nas", *sys.argv[1:]])
-        complaints.print(f"Stopped; what was measured is saved. To go on: {command}", highlight=False, markup=False)
-        raise typer.Exit(130) from None
 
 
 def _print_best(experiment: Experiment) -> None:
