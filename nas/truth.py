@@ -57,13 +57,18 @@ class Plan:
     arms: tuple[Arm, ...]
 
     def jobs(self) -> dict[Job, str]:
-        """Every measurement, architecture by architecture, so that what is there is complete at any time."""
+        """Every measurement, architecture by architecture, so that what is there is complete at any time.
+
+        Arms that only the first architectures have come last.
+        """
         found = {}
-        for number, architecture in enumerate(self.architectures):
-            for arm in self.arms:
-                for seed in arm.seeds if arm.first is None or number < arm.first else ():
-                    job = Job.of(architecture, arm.rung, seed)
-                    found[job] = f"architecture {number + 1}/{len(self.architectures)}, {arm.rung.name}, seed {seed}"
+        usual = [arm for arm in self.arms if arm.first is None]
+        for arms in (usual, [arm for arm in self.arms if arm not in usual]):
+            for number, architecture in enumerate(self.architectures, 1):
+                for arm in arms:
+                    for seed in arm.seeds if number <= (arm.first or number) else ():
+                        job = Job.of(architecture, arm.rung, seed)
+                        found[job] = f"architecture {number}/{len(self.architectures)}, {arm.rung.name}, seed {seed}"
         return found
 
 

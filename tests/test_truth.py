@@ -190,7 +190,7 @@ def test_only_the_first_architectures_may_have_an_arm(tmp_path: Path) -> None:
     spec = truth.SpaceSpec.of("inception", {})
     arms = (truth.full_arm(Recipe(epochs=1), (), 1), truth.Arm(truth.full_arm(Recipe(epochs=2), (), 1).rung, (0,), 1))
     plan = truth.Plan(spec, data, truth.random_architectures(spec.load(), 3, 0), arms)
-    assert [job.rung.epochs for job in plan.jobs()] == [1, 2, 1, 1]
+    assert [job.rung.epochs for job in plan.jobs()] == [1, 1, 1, 2]
     records = Records(open_database(f"sqlite:///{tmp_path / 'x.db'}"), "truth")
     assert truth.table(plan, records).empty
     job = next(iter(plan.jobs()))

@@ -69,7 +69,7 @@ def collect(
 ) -> None:
     """Train architectures fully and by proxies: a truth table. The same command again goes on where it was stopped.
 
-    Proxies are those of [proxy] with the towers of [towers], and without at equal cost; full trainings follow [retrain].
+    Proxies are those of [proxy], with the towers of [towers] and without at equal cost; full ones follow [retrain].
     Truth is read from images that neither training nor a proxy's score has seen; the test split is not touched.
     """
     from nas.experiment import Experiment
