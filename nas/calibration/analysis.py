@@ -153,11 +153,11 @@ def _about(one: Series) -> dict[str, Any]:
 
 
 def _rankers(series: Sequence[Series], truth: Truth) -> Iterator[Judged]:
-    """Of sizes, of all that an untrained network shows, and of these beside the signals of each proxy."""
+    """Of size (params, FLOPs), of all that an untrained network shows, and of that beside the signals of each proxy."""
     free = {"rung": "free", "towers": "none", "epochs": 0.0, "cost": 0.0, "time": 0.0}
     seen = [(free | {"features": "untrained"}, rankers.features(series, None))]
     if any(one.signal in BASELINES for one in series):
-        seen.insert(0, (free | {"features": "params + FLOPs"}, rankers.features(series, None, BASELINES)))
+        seen.insert(0, (free | {"features": "size"}, rankers.features(series, None, BASELINES)))
     proxies = [one for one in series if one.kind == "proxy"]
     for rung, (one, *_) in groupby(proxies, key=lambda one: one.rung):
         about = {name: getattr(one, name) for name in free}

@@ -46,16 +46,17 @@ def _tau_against_cost(report: Report) -> Figure:
     shown = {report.signal: signals}
     shown |= {str(name): rows for name, rows in report.rankers[report.rankers["features"] == "all"].groupby("ranker")}
     settings = sorted(set(report.rankers["towers"]), key=lambda name: (name != "none", name))
+    apart = 1.2 * shown["ridge"]["cost"].max()  # so that intervals stand beside each other
     for place, (name, rows) in enumerate(shown.items()):
-        for colour, towers in zip(COLOURS * len(settings), settings, strict=False):
+        for number, towers in enumerate(settings):
             chosen = rows[rows["towers"] == towers].sort_values("cost")
             if len(chosen):
                 panel.errorbar(
-                    100 * chosen["cost"] * (1 + 0.012 * place),  # beside each other
+                    100 * chosen["cost"] + apart * (place + number / len(settings)),
                     chosen["tau"],
                     _reach(chosen),
                     fmt=f"{MARKERS.get(name, 's')}{'-' if name == report.signal else ':'}",
-                    color=colour,
+                    color=COLOURS[number % len(COLOURS)],
                     capsize=2,
                     markersize=4,
                     linewidth=1,
