@@ -20,7 +20,7 @@ from rich.console import Console
 
 from nas import config as configuration
 from nas import leaderboard as ranking
-from nas.cli import drawing
+from nas.cli import drawing, simulating
 from nas.errors import InputError, NasError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(space_app, name="space")
 app.add_typer(system_app, name="system")
 app.add_typer(data_app, name="data")
+app.command()(simulating.simulate)
 
 out = Console(width=None if sys.stdout.isatty() else 140)
 complaints = Console(stderr=True, soft_wrap=True)
