@@ -16,7 +16,7 @@ import typer
 
 from nas import config as configuration
 from nas import leaderboard as ranking
-from nas.cli import calibrate, drawing
+from nas.cli import calibrate, drawing, simulating
 from nas.cli.options import (
     Calibrate,
     ConfigFile,
@@ -58,6 +58,7 @@ app.add_typer(space_app, name="space")
 app.add_typer(system_app, name="system")
 app.add_typer(data_app, name="data")
 app.add_typer(calibrate.app, name="calibrate")
+app.command()(simulating.simulate)
 
 
 class Format(StrEnum):

@@ -172,7 +172,7 @@ class Promotion:
     def _shares(self) -> dict[int, float]:
         """What each rung in use may spend, in full trainings. Full training has a whole number of them."""
         policy, top = self._policy, self._rungs - 1
-        weights = {rung: 0.0 for rung in self._used}
+        weights = dict.fromkeys(self._used, 0.0)
         between = [rung for rung in self._used if rung not in (self._used[0], top)]
         for rung in between:
             weights[rung] = max(0.0, 1 - policy.cheapest - policy.full) / len(between)
@@ -192,9 +192,7 @@ class Promotion:
         state = self._state
         if rung != top:
             left -= max(0.0, self._shares()[top] - self._spent[top])
-        elif self._spent[top] + ROUNDING >= self._shares()[top]:
-            return None
-        elif self._is_last(top) and (state[:, :top] == RUNNING).any():
+        elif self._spent[top] + ROUNDING >= self._shares()[top] or self._awaited():
             return None
         position = self._used.index(rung)
         if position == 0:
@@ -206,8 +204,11 @@ class Promotion:
             return None
         return self._newcomer(able) if position == 0 else self._foremost(able, self._policy.bold)
 
-    def _is_last(self, top: int) -> bool:
-        return bool(self._spent[top] + 1.5 * self._costs[:, top].mean() > self._shares()[top])
+    def _awaited(self) -> bool:
+        """Whether the next full training is the last one planned, and outcomes that it should be chosen by are due."""
+        top = self._rungs - 1
+        last = self._spent[top] + 1.5 * self._costs[:, top].mean() > self._shares()[top]
+        return bool(last and (self._state[:, :top] == RUNNING).any())
 
     def _newcomer(self, able: NDArray[np.bool_]) -> int:
         self._newcomers += 1

@@ -93,7 +93,7 @@ class Observations:
 
 
 class Ranker:
-    """Predicts full scores, in standard deviations. `costs` of the rungs in full trainings, ascending; the last is 1."""
+    """Predicts full scores, in standard deviations. `costs` of the rungs ascend; the last is of full training."""
 
     def __init__(self, costs: Sequence[float], beliefs: Beliefs | None = None) -> None:
         self._beliefs = told = beliefs or Beliefs()
@@ -156,25 +156,29 @@ class Ranker:
         return values
 
     def _combined(self, seen: Observations, rung: int, scores: Floats) -> Floats:
-        """Ridge regression of the next score on score and signals, cross-fitted; the score itself while few went on."""
+        """Score and signals of a rung as one number: ridge regression of the score at a higher rung, cross-fitted.
+
+        The higher rung is the highest at which enough candidates of this one have a score; there may be none.
+        """
         here = np.flatnonzero(seen.rung == rung)
-        beyond = {c: s for c, r, s in sorted(zip(seen.candidate, seen.rung, seen.score, strict=True)) if r > rung}
-        highest = {c: r for c, r in sorted(zip(seen.candidate, seen.rung, strict=True))}
-        level = max((highest[c] for c in beyond), default=rung)
-        went = np.array([highest[c] == level and c in beyond for c in seen.candidate[here]])
         known = np.isfinite(seen.signals[here]).mean(axis=0) > 0.5
-        if went.sum() < FEW or not known.any():
+        for higher in range(self._top, rung, -1):
+            later = dict(zip(seen.candidate[seen.rung == higher], seen.score[seen.rung == higher], strict=True))
+            went = np.array([candidate in later for candidate in seen.candidate[here]])
+            if went.sum() >= FEW and known.any():
+                break
+        else:
             return scores
         from sklearn.linear_model import RidgeCV
         from sklearn.model_selection import cross_val_predict
 
         signals = np.stack([_normal_scores(column) for column in seen.signals[here].T[known]], axis=1)
         inputs = np.column_stack([scores, signals])
-        target = _normal_scores(np.array([beyond[c] for c in seen.candidate[here][went]]))
-        ridge = RidgeCV(alphas=(1.0, 10.0, 100.0))
-        combined: Floats = ridge.fit(inputs[went], target - scores[went]).predict(inputs)
-        combined[went] = cross_val_predict(ridge, inputs[went], target - scores[went], cv=4)
-        return _normal_scores(scores + combined)
+        beyond = _normal_scores(np.array([later[candidate] for candidate in seen.candidate[here][went]])) - scores[went]
+        ridge = RidgeCV(alphas=(1.0, 10.0, 100.0))  # of what the score leaves unsaid, so that it is shrunk to the score
+        said = np.asarray(ridge.fit(inputs[went], beyond).predict(inputs))
+        said[went] = cross_val_predict(ridge, inputs[went], beyond, cv=4)
+        return _normal_scores(scores + said)
 
     def _kernel(self, pool: Pool, one: Ints, one_rung: Ints, other: Ints, other_rung: Ints) -> Floats:
         """Covariance of what families share, of (family, rung) with (family, rung)."""
