@@ -20,21 +20,32 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    table: Annotated[Path, typer.Option(help="CSV or Parquet: architecture, params, epochs, cost, score.")],
+    table: Annotated[
+        Path, typer.Option(help="CSV or Parquet: architecture, params, epochs, cost, score; or a truth table.")
+    ],
     budget: Annotated[float, typer.Option(help="Full trainings; every training counts.")] = 6.0,
     repeats: Annotated[int, typer.Option(min=1, help="How often, each on a random half of the table.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random halves and of the policies.")] = 0,
     min_params: Annotated[float | None, typer.Option(help="Leave out smaller architectures.")] = None,
     max_params: Annotated[float | None, typer.Option(help="Leave out bigger architectures.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Simulated workers.")] = 1,
+    towers: Annotated[
+        str | None, typer.Option(help="Of a truth table: the proxies' towers, such as 'middle 1' or none.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Replay the ladder and its rivals on a recorded table: how often each finds a top architecture, at what cost."""
     from nas import recorded
     from nas import simulate as simulation
+    from nas.calibration import replay
     from nas.errors import ConfigError
 
-    recording = recorded.table(recorded.read(table), min_params, max_params)
+    rows = recorded.read(table)
+    if replay.is_truth_table(rows):
+        rows = replay.as_recorded(rows, towers)
+    elif towers is not None:
+        raise ConfigError(f"--towers chooses among the proxies of a truth table, and {str(table)!r} is none")
+    recording = recorded.table(rows, min_params, max_params)
     if not budget >= recording.dearest:
         raise ConfigError(f"budget {budget:g} does not pay for one full training, which costs {recording.dearest:g}")
     setting = simulation.Simulation(budget, repeats, seed, workers)
