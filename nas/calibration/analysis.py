@@ -164,7 +164,8 @@ def _rankers(series: Sequence[Series], truth: Truth) -> Iterator[Judged]:
         seen.append((about | {"features": "all"}, rankers.features(series, rung)))
     for about, features in seen:
         for model in rankers.MODELS:
-            yield Judged(about | {"ranker": model}, rankers.cross_fitted(features, truth, model))
+            if predicted := rankers.cross_fitted(features, truth, model):
+                yield Judged(about | {"ranker": model}, predicted)
 
 
 def _arms(found: Sequence[Pair], judged: Sequence[Judged], signal: str) -> Iterator[tuple[Pair, Judged, Judged]]:
@@ -290,7 +291,7 @@ def _points(series: Sequence[Series], truth: Truth, signal: str) -> pd.DataFrame
 def _notes(table: pd.DataFrame, truth: Truth, best: float) -> Iterator[str]:
     seeds = (~np.isnan(truth.accuracies)).sum(1)
     count = f"{seeds.min()}" if np.ptp(seeds) == 0 else f"{seeds.min()} to {seeds.max()}"
-    yield f"truth: accuracy at rung {truth.rung}, {len(seeds)} architectures, mean over {count} seeds"
+    yield f"truth: accuracy at rung {truth.rung}, {len(seeds)} architectures, mean over {count} seed{'s' if seeds.max() > 1 else ''}"
     if dropped := int((table["status"] != "done").sum()):
         yield f"{dropped} of {len(table)} measurements did not end well and are left out"
     if others := sorted(set(table.loc[table["full"], "rung"]) - {truth.rung}):

@@ -39,8 +39,9 @@ def _boosting() -> Any:
     return HistGradientBoostingRegressor(max_iter=60, max_leaf_nodes=4, min_samples_leaf=10)
 
 
-MODELS: dict[str, tuple[Callable[[], Any], int]] = {"ridge": (_ridge, 10), "boosting": (_boosting, 2)}
-"""How each is made, and with how many different folds it is repeated (boosting costs ten times as much)."""
+MODELS: dict[str, tuple[Callable[[], Any], int, int]] = {"ridge": (_ridge, 10, 0), "boosting": (_boosting, 2, 30)}
+"""How each is made, with how many different folds it is repeated (boosting costs ten times as much), and the fewest
+architectures that it is fitted on: trees on fewer do not split."""
 
 
 def folds(n: int, repetition: int) -> NDArray[np.int64]:
@@ -75,12 +76,12 @@ def _logarithm(values: Array) -> Array:
 
 
 def cross_fitted(features: Array, truth: Truth, model: str) -> list[Array]:
-    """Predictions (n, P), one array a repetition, each by a model that has not seen the architecture."""
-    make, repetitions = MODELS[model]
+    """Predictions (n, P), one array a repetition, each by a model that has not seen the architecture; none of too few."""
+    make, repetitions, fewest = MODELS[model]
     target = mean(truth.accuracies, 1)
     known = ~np.isnan(features).all((1, 2)) & ~np.isnan(target)
-    found = []
-    for repetition in range(repetitions):
+    found: list[Array] = []
+    for repetition in range(repetitions if known.sum() >= fewest else 0):
         fold = folds(len(target), repetition)
         predicted = np.full(features.shape[:2], np.nan)
         for one in range(FOLDS):

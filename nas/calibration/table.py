@@ -80,6 +80,8 @@ def checked(table: pd.DataFrame) -> pd.DataFrame:
     count = full["architecture"].nunique()
     if count < MINIMUM:
         raise InputError(f"at least {MINIMUM} architectures must be trained fully, the truth table has {count}")
+    if full["params"].isna().any():
+        raise InputError("every architecture that is trained fully needs its params in the truth table")
     return table
 
 

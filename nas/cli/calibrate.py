@@ -162,7 +162,9 @@ def _best(found: Report, chosen: pd.Series[bool]) -> pd.DataFrame:
     """The best signals of each rung, and the one asked for."""
     rows = found.signals[chosen]
     place = rows.groupby("rung")["tau"].rank(ascending=False, method="first")
-    return rows[(place <= SHOWN) | (rows["signal"] == found.signal)]
+    order = rows["rung"].map({rung: number for number, rung in enumerate(rows["rung"].unique())})
+    rows = rows.assign(order=order)[(place <= SHOWN) | (rows["signal"] == found.signal)]
+    return rows.sort_values(["order", "tau"], ascending=[True, False], kind="stable")
 
 
 def _ceiling(found: Report) -> Table:
