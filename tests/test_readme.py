@@ -80,6 +80,12 @@ def test_the_commands_one_after_the_other(
             command += " --trials 1" + "".join(f" --set {one}" for one in SMALL)
             over_ray = "executor.gpus" in command or "executor.address" in command
             command += f" --set executor.{'address=auto' if over_ray else 'kind=in-process'}"
+        elif command.startswith("nas calibrate collect"):
+            command += " --architectures 8 --epochs 1 --full-epochs 2 --seeds 1 --full-seeds 1 --train 300"
+        elif command.startswith("nas calibrate report"):
+            command += " --resamples 20"
+        elif command.startswith("nas simulate"):
+            command += " --repeats 4"
         elif re.match(r"nas retrain ", command):
             command = command.replace("--seeds 5", "--seeds 2")
         if ">" in command:
