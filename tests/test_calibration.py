@@ -17,7 +17,7 @@ from scipy import stats
 from truths import COST, synthetic
 
 from nas.calibration import Report, calibrate, proxy_tau, rankers, read, recommend, tau
-from nas.calibration.agreement import agreement, bootstrap, filled
+from nas.calibration.agreement import agreement, bootstrap, estimate, filled
 from nas.calibration.analysis import groups_of
 from nas.calibration.arms import pairs
 from nas.calibration.ceiling import Parts, ceilings, decompose, expected, expected_on_top
@@ -29,10 +29,14 @@ FEW = 60
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_repetitions() -> Iterator[None]:
-    """Rankers are repeated as often as it takes to see what they do."""
+def quick_rankers() -> Iterator[None]:
+    """One repetition and small trees: what is tested is what is made of rankers, not how good they are."""
+
+    def small() -> Any:
+        return rankers._boosting().set_params(max_iter=3)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rankers, "MODELS", {"ridge": (rankers._ridge, 2, 0), "boosting": (rankers._boosting, 1, 30)})
+        patch.setattr(rankers, "MODELS", {"ridge": (rankers._ridge, 1, 0), "boosting": (small, 1, 30)})
         yield
 
 
@@ -115,16 +119,23 @@ def population_tau(spread: float, proxy: float, truth: float) -> float:
 
 def test_the_interval_covers_the_tau_of_the_population() -> None:
     generator = np.random.default_rng(2)
-    covered, widths, trials = 0, [], 120
+    covered, widths, trials = 0, [], 80
     true = population_tau(1, 0.8, 0.4 / np.sqrt(2))
     for trial in range(trials):
         latent = generator.standard_normal((50, 1))
         scores = latent + 0.8 * generator.standard_normal((50, 2))
-        found = proxy_tau(scores, latent + 0.4 * generator.standard_normal((50, 2)), resamples=120, seed=trial)
+        found = proxy_tau(scores, latent + 0.4 * generator.standard_normal((50, 2)), resamples=100, seed=trial)
         covered += found.low <= true <= found.high
         widths.append(found.high - found.low)
-    assert 0.90 <= covered / trials <= 1
+    assert covered / trials >= 0.9
     assert np.mean(widths) < 0.35, "and is of use"
+
+
+def test_the_interval_is_centred_on_the_estimate() -> None:
+    """Resamples lie lower than the estimate where seeds are noisy: only their spread counts."""
+    found = estimate(0.7, np.linspace(0.4, 0.6, 1001), 9)
+    assert (found.low, found.high) == pytest.approx((0.605, 0.795))
+    assert estimate(0.95, np.linspace(0.4, 0.6, 1001), 9).high == 1
 
 
 def test_noise_of_seeds_is_in_the_interval() -> None:
@@ -196,10 +207,17 @@ def test_a_training_is_held_against_the_other_seeds_only() -> None:
     table = synthetic(80)
     full = table["full"]
     table.loc[full, "truth_accuracy"] = np.random.default_rng(6).random(full.sum())
-    found = calibrate(table, resamples=2)
-    left_out = row(found.ceiling, what="one training against the others", group="all")
-    assert abs(left_out["tau"]) < 0.2
-    assert row(found.ceiling, what="one further training", group="all")["tau"] < 0.25
+    rows = done(table)
+    truth = truth_of(rows)
+    [full] = [one for one in series_of(rows, truth, costs(rows, truth)) if one.signal == "truth_accuracy"]
+    truths = truth.apart_from(full.owners)
+    assert np.isnan(truths).sum() == 160, "one of two"
+    held = bootstrap([full.scores], truths, np.ones((1, 80), bool), 5, 0)
+    assert abs(held.tau[0, 0]) < 0.2
+    assert np.abs(held.taus).max() < 0.4
+    assert tau(full.scores[:, 0], truth.accuracies.mean(1)) > 0.4, "which it would be with its own seed"
+    [ceiling, _] = ceilings(truth.accuracies, np.ones((1, 80), bool), False, 2, 0)
+    assert ceiling.value < 0.25
 
 
 # --------------------------------------------------------------------------------------------------- rankers
@@ -211,17 +229,16 @@ def test_no_fold_shares_an_architecture_and_all_are_judged() -> None:
     assert (folds(40, 0) != folds(40, 1)).any()
 
 
-@pytest.mark.parametrize("model", ["ridge", "boosting"])
-def test_a_ranker_never_sees_the_architecture_it_judges(table: pd.DataFrame, model: str) -> None:
+def test_a_ranker_never_sees_the_architecture_it_judges(table: pd.DataFrame) -> None:
     """A feature that names the architecture, and a target of pure chance: only memory could rank."""
     rows = done(table)
     truth = truth_of(rows)
     chance = np.random.default_rng(7).random(truth.accuracies.shape)
     names = np.repeat(np.eye(60)[:, None, :], 2, axis=1)
-    for predicted in cross_fitted(names, replace(truth, accuracies=chance), model)[:2]:
+    for predicted in cross_fitted(names, replace(truth, accuracies=chance), "ridge"):
         assert not tau(predicted[:, 0], chance.mean(1)) > 0.2  # NaN where all are predicted alike
     given = features(series_of(rows, truth, costs(rows, truth)), "3-none")
-    assert tau(cross_fitted(given, truth, model)[0][:, 0], truth.accuracies.mean(1)) > 0.35, "but it learns"
+    assert tau(cross_fitted(given, truth, "ridge")[0][:, 0], truth.accuracies.mean(1)) > 0.35, "but it learns"
 
 
 def test_a_ranker_beats_its_parts(report: Report) -> None:
@@ -263,13 +280,15 @@ def test_a_planted_difference_is_found_and_none_is_not() -> None:
 
 def test_arms_are_compared_on_the_architectures_that_both_have(table: pd.DataFrame) -> None:
     """Those that only one arm has do not enter, however well it ranks them."""
-    gone = table[(table["rung"] == "1-none") & (table["architecture"] < f"{20:012x}")]
-    found = row(calibrate(table.drop(gone.index), resamples=2).towers, rung="1-middle-1.0", of="val_loss")
-    kept = table[(table["architecture"] >= f"{20:012x}")]
-    assert found["n"] == 40
-    assert found["tau"] == pytest.approx(
-        row(calibrate(kept, resamples=2).towers, rung="1-middle-1.0", of="val_loss")["tau"]
+    early = table["architecture"] < f"{20:012x}"
+    found = row(
+        calibrate(table[~(early & (table["rung"] == "1-none"))], resamples=2).towers, none="1-none", of="val_loss"
     )
+    rows = table[~early & (table["rung"] == "1-middle-1.0")]
+    truth = table[table["full"]].groupby("architecture")["truth_accuracy"].mean()
+    taus = [tau(-one["val_loss"], truth.loc[one["architecture"]]) for _, one in rows.groupby("seed")]
+    assert found["n"] == 40
+    assert found["tau"] == pytest.approx(np.mean(taus), abs=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------- report

@@ -290,8 +290,9 @@ def _points(series: Sequence[Series], truth: Truth, signal: str) -> pd.DataFrame
 
 def _notes(table: pd.DataFrame, truth: Truth, best: float) -> Iterator[str]:
     seeds = (~np.isnan(truth.accuracies)).sum(1)
-    count = f"{seeds.min()}" if np.ptp(seeds) == 0 else f"{seeds.min()} to {seeds.max()}"
-    yield f"truth: accuracy at rung {truth.rung}, {len(seeds)} architectures, mean over {count} seed{'s' if seeds.max() > 1 else ''}"
+    most = "1 seed" if seeds.max() == 1 else f"{seeds.max()} seeds"
+    count = most if np.ptp(seeds) == 0 else f"{seeds.min()} to {most}"
+    yield f"truth: accuracy at rung {truth.rung}, {len(seeds)} architectures, mean over {count}"
     if dropped := int((table["status"] != "done").sum()):
         yield f"{dropped} of {len(table)} measurements did not end well and are left out"
     if others := sorted(set(table.loc[table["full"], "rung"]) - {truth.rung}):

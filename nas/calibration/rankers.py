@@ -76,7 +76,7 @@ def _logarithm(values: Array) -> Array:
 
 
 def cross_fitted(features: Array, truth: Truth, model: str) -> list[Array]:
-    """Predictions (n, P), one array a repetition, each by a model that has not seen the architecture; none of too few."""
+    """Predictions (n, P), one array a repetition, by models that have not seen the architecture; none of too few."""
     make, repetitions, fewest = MODELS[model]
     target = mean(truth.accuracies, 1)
     known = ~np.isnan(features).all((1, 2)) & ~np.isnan(target)
