@@ -45,7 +45,6 @@ def search(driver: Driver, share: float | None = None) -> Progress:
     loop = Search(
         driver.candidates(max_flops),
         driver.rungs,
-        driver.config.ladder.factor,
         driver.config.seed,
         driver.study,
         driver.records,

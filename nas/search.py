@@ -2,25 +2,40 @@
 
 Each proposal is measured at the lowest rung, and told to Optuna once, when that is done, with its score there: the
 sampler never sees a score of another rung. A trial that waits for its promotion, or is being trained at a higher rung,
-is complete for Optuna. Promotions are decided from the measurements alone (`nas.ladder`).
+is complete for Optuna. Who is promoted, and when, the ladder says (`nas.ladder.promotion`, which `nas simulate`
+replays): newcomers are Optuna's proposals, promotions go to the candidates with the best outlook of its ranker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nas import complexity
 from nas.config import SearchConfig
 from nas.errors import SearchError
 from nas.executor import Executor
-from nas.ladder import Halving, Rung
+from nas.ladder import Promotion, Rung, budget_for
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Outcome
 from nas.records import Measurement, Records
 from nas.space import SearchSpace, Shape
 from nas.study import Asked, Study
+
+FREE = ("params", "flops")
+"""What the ladder knows of a candidate before training."""
+
+SIGNALS = ("val_accuracy", "tse_ema", "train_accuracy", "tower_loss")
+"""What the ladder reads at a rung beside the objective."""
+
+ENDLESS = 1e6
+"""Trainings at the highest rung, where only time ends the search."""
 
 FRUITLESS_BEFORE_EXPLORING = 20
 """Proposals in a row that were measured before or beyond the limits, after which one is drawn at random."""
@@ -41,10 +56,17 @@ class Candidates:
 
     def excess(self, architecture: object) -> tuple[dict[str, float], str | None]:
         """By how much the limits known before training are exceeded, and the cause in words (None: feasible)."""
+        return self.beyond(self.sizes(architecture))
+
+    def sizes(self, architecture: object) -> dict[str, float]:
+        """What is known of a network before training."""
         found = complexity.complexity(self.space, architecture, self.input_shape, self.classes)
-        values = {"params": float(found.params), "flops": float(found.flops)}
-        excess = complexity.violations(self.limits, values, self.max_flops)
-        return excess, complexity.cause(excess, values)
+        return {"params": float(found.params), "flops": float(found.flops)}
+
+    def beyond(self, sizes: Mapping[str, float]) -> tuple[dict[str, float], str | None]:
+        """By how much these sizes exceed the limits, and the cause in words."""
+        excess = complexity.violations(self.limits, sizes, self.max_flops)
+        return excess, complexity.cause(excess, sizes)
 
 
 class Search:
@@ -54,7 +76,6 @@ class Search:
         self,
         candidates: Candidates,
         rungs: Sequence[Rung],
-        factor: int,
         seed: int,
         study: Study,
         records: Records,
@@ -78,11 +99,12 @@ class Search:
         entries = [e for e in everything if e.measurement.rung == self._rung.key]
         self._known = {e.measurement.key: e.measurement for e in entries}
         self._trials = {e.measurement.key: e.trial for e in entries if e.trial is not None}
-        self._halving = Halving(len(rungs), factor)
+        keys = [rung.key for rung in rungs]
+        told = [e.measurement for e in everything if e.measurement.rung in keys and e.measurement.key in self._trials]
+        self._told = sorted(told, key=lambda m: keys.index(m.rung))
+        self._ladder: Promotion | None = None
+        self._costs = np.ones(1)
         self._promoting = 0
-        for entry in everything:
-            if entry.measurement.key in self._trials:
-                self._judge(entry.measurement)
         self._waiting: dict[str, list[int]] = {}  # by architecture in flight: the trials that asked for it
         self._infeasible: set[str] = set()
         self._fruitless = 0
@@ -92,6 +114,7 @@ class Search:
     def run(self, trials: int | None, share: float = 1.0) -> Progress:
         """Measure until there are `trials` candidates, or `share` of the budget is spent, or nothing new is left."""
         self._total, self._share = trials, share
+        self._ladder = self._make_ladder()
         self._budget.enter(search=True)
         for name in self._warm_start():
             self._study.enqueue(self._candidates.space.named()[name])
@@ -100,7 +123,8 @@ class Search:
         while True:
             self._check()
             proposing = self._executor.free > 0 and not self._is_over()
-            if self._executor.free > 0 and self._promote():
+            newcomer_due = self._ladder is None or self._ladder.wants_newcomer
+            if self._executor.free > 0 and not (proposing and newcomer_due) and self._promote():
                 continue
             if proposing:
                 explore = self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0
@@ -143,24 +167,26 @@ class Search:
             self._fruitless += 1
             self._waiting[key].append(asked.number)
             return
-        excess, over = self._judged(asked)
+        sizes, excess, over = self._judged(asked)
         if over:
             self._fruitless += 1
             self._infeasible.add(key)
             self._study.constrain(asked.number, excess)
             self._study.tell_infeasible(asked.number, over)
             return
+        self._enter(key, sizes)
         if key in self._known:  # measured as a reference
             self._settle(asked.number, self._known[key])
             return
         self._waiting[key] = [asked.number]
         self._executor.submit(Job.of(asked.architecture, self._rung, self._seed, asked.number))
 
-    def _judged(self, asked: Asked) -> tuple[dict[str, float], str | None]:
+    def _judged(self, asked: Asked) -> tuple[dict[str, float], dict[str, float], str | None]:
         try:
-            return self._candidates.excess(asked.architecture)
+            sizes = self._candidates.sizes(asked.architecture)
         except Exception:  # a third-party network may raise anything: measuring it says what is wrong
-            return {}, None
+            return {}, {}, None
+        return sizes, *self._candidates.beyond(sizes)
 
     def _finish(self, outcome: Outcome) -> None:
         """Write down first, decide afterwards."""
@@ -177,31 +203,75 @@ class Search:
         self._budget.save()
         self._listen(Event(self._progress(), name, measurement))
 
+    def _make_ladder(self) -> Promotion | None:
+        """The ladder for so many candidates, or for as long as there is time, with all that is known by now.
+
+        None where too few candidates are wanted for anybody to be promoted.
+        """
+        epochs = [rung.epochs for rung in self._rungs]
+        rungs, budget = len(epochs), ENDLESS
+        if self._total is not None:
+            rungs, budget = budget_for(self._total, epochs)
+        if rungs == 1:
+            return None
+        self._costs = np.array(epochs[:rungs]) / epochs[rungs - 1]
+        ladder = Promotion(list(self._costs), budget, FREE, SIGNALS, seed=self._seed)
+        for one in self._told:
+            if one.rung == self._rung.key:
+                ladder.offer([one.key], self._free(one.signals)[None], self._costs[None])
+        for one in self._told:
+            height = self._height(one)
+            if height < rungs and (one.rung == self._rung.key or self._known[one.key].status == "done"):
+                ladder.recall(one.key, height, *self._outcome(one))
+        return ladder
+
+    def _enter(self, key: str, sizes: Mapping[str, float]) -> None:
+        """A newcomer is on its way to the lowest rung."""
+        if self._ladder is not None:
+            self._ladder.enter(key, self._free(sizes), self._costs)
+
     def _promote(self) -> bool:
-        """Send the first who may be promoted, and for whom there is time, to the next rung."""
+        """Send whoever the ladder chooses to a higher rung, where there is time for it."""
+        if self._ladder is None:
+            return False
+        chosen = self._ladder.next(self._most())
+        if chosen is None:
+            return False
+        key, height = str(chosen[0]), chosen[1]
+        architecture = self._candidates.space.architecture_type.from_json(self._known[key].architecture)
+        self._promoting += 1
+        self._executor.submit(Job.of(architecture, self._rungs[height], self._seed, self._trials[key]))
+        return True
+
+    def _most(self) -> float:
+        """What a training may cost by the time that is left, in those of the highest rung."""
         left = self._budget.left_to_search(self._share)
-        for key, height in self._halving.candidates():
-            rung, known = self._rungs[height], self._known[key]
-            if left is not None and left < known.cost["seconds"] * rung.epochs / self._rung.epochs:
-                continue
-            self._halving.leave(key, height)
-            self._promoting += 1
-            architecture = self._candidates.space.architecture_type.from_json(known.architecture)
-            self._executor.submit(Job.of(architecture, rung, self._seed, self._trials[key]))
-            return True
-        return False
+        seconds = [m.cost["seconds"] for m in self._known.values() if m.status == "done"]
+        if left is None or not seconds:
+            return math.inf
+        return float(left / fmean(seconds) * self._costs[0])
 
     def _judge(self, measurement: Measurement) -> None:
         """Tell the ladder what became of a candidate at a rung of it."""
-        keys = [rung.key for rung in self._rungs]
-        if measurement.rung not in keys:
-            return
-        height = keys.index(measurement.rung)
-        self._halving.leave(measurement.key, height)
-        if measurement.status == "done":
-            objective = self._objectives[0]
-            sign = -1 if objective in HIGHER_IS_BETTER else 1
-            self._halving.tell(measurement.key, height, sign * measurement.signals[SIGNAL_OF[objective]])
+        if self._ladder is not None:
+            score, signals = self._outcome(measurement)
+            self._ladder.tell(measurement.key, self._height(measurement), score, signals)
+
+    def _height(self, measurement: Measurement) -> int:
+        return [rung.key for rung in self._rungs].index(measurement.rung)
+
+    def _outcome(self, measurement: Measurement) -> tuple[float | None, list[float]]:
+        """Score, higher is better (None: there is none), and signals, as the ladder is told."""
+        if measurement.status != "done":
+            return None, []
+        objective = self._objectives[0]
+        sign = 1 if objective in HIGHER_IS_BETTER else -1
+        signals = [measurement.signals.get(name, math.nan) for name in SIGNALS]
+        return sign * measurement.signals[SIGNAL_OF[objective]], signals
+
+    @staticmethod
+    def _free(sizes: Mapping[str, float]) -> NDArray[np.float64]:
+        return np.array([sizes.get(name, math.nan) for name in FREE])
 
     def _settle(self, number: int, measurement: Measurement) -> None:
         """Write the measurement down for this trial, then tell the trial what it says."""

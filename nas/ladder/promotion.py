@@ -9,6 +9,7 @@ rung steers at once which newcomers are tried.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -97,6 +98,22 @@ class Promotion:
         self._tie = np.concatenate([self._tie, 1e-9 * self._generator.random(len(keys))])
         self._pool = None
 
+    def enter(self, key: Hashable, features: Floats, costs: Floats) -> None:
+        """A newcomer that somebody else has chosen: offered, and in training at the cheapest rung."""
+        self.offer([key], np.asarray(features)[None], np.asarray(costs)[None])
+        self._start(self._number[key], self._used[0])
+
+    def recall(self, key: Hashable, rung: int, score: float | None, signals: Sequence[float] = ()) -> None:
+        """An outcome of an earlier run, of a candidate that was offered; one at a rung that is not in use is left."""
+        if rung in self._used and self._state[self._number[key], rung] != DONE:
+            self._start(self._number[key], rung)
+            self.tell(key, rung, score, signals)
+
+    @property
+    def wants_newcomer(self) -> bool:
+        """Whether the cheapest rung is the one furthest behind its share."""
+        return not self._keys or self._by_need()[0] == self._used[0]
+
     def close(self) -> None:
         """No more candidates will be offered: what is left of the budget may be spent on those that there are."""
         self._closed = True
@@ -112,12 +129,15 @@ class Promotion:
         """Full trainings spent, with what is running."""
         return float(self._spent.sum())
 
-    def next(self) -> tuple[Hashable, int] | None:
-        """The training to start now, (key, rung); None: wait for outcomes or offers, or the budget is spent."""
+    def next(self, limit: float = math.inf) -> tuple[Hashable, int] | None:
+        """The training to start now, (key, rung); None: wait for outcomes or offers, or the budget is spent.
+
+        `limit` is what a training may cost at most, where there is less time than budget.
+        """
         if not self._keys:
             return None
         for rung in self._by_need():
-            chosen = self._best(rung)
+            chosen = self._best(rung) if self._costs[:, rung].mean() <= limit else None
             if chosen is not None:
                 return self._start(chosen, rung)
         chosen = self._with_the_rest()
@@ -261,3 +281,20 @@ def used_rungs(costs: Sequence[float], stride: float) -> list[int]:
             used.append(rung)
     top = len(costs) - 1
     return used if used[-1] == top else [*used, top] if len(used) == 1 else [*used[:-1], top]
+
+
+def budget_for(newcomers: int, costs: Sequence[float], policy: Policy | None = None) -> tuple[int, float]:
+    """(rungs, budget) of a ladder that so many newcomers enter: what the policy adds for those that it promotes.
+
+    `costs` ascend, in any unit; the budget is in trainings at the highest rung that is left. A rung is left out for
+    which not even one training would be due. One rung: nobody is promoted.
+    """
+    policy = policy or Policy()
+    for rungs in range(len(costs), 1, -1):
+        shares = [cost / costs[rungs - 1] for cost in costs[:rungs]]
+        between = max(0.0, 1 - policy.cheapest - policy.full) if len(used_rungs(shares, policy.stride)) > 2 else 0.0
+        total = policy.cheapest + between + policy.full
+        budget = newcomers * shares[0] * total / policy.cheapest
+        if round(budget * policy.full / total) >= 1:
+            return rungs, budget
+    return 1, float(newcomers)
