@@ -664,8 +664,9 @@ def test_the_best_are_measured_at_a_higher_rung_and_optuna_hears_of_the_lowest_a
     found = by_rung(bed.entries())
     lowest, highest = found["proxy"], found["x9"]
     assert len(lowest) == 60
-    assert 3 <= len(highest) <= 8
-    assert set(highest) | set(found["x3"]) <= set(lowest)
+    assert 15 <= len(found["x3"]) <= 25
+    assert 5 <= len(highest) <= 8
+    assert set(highest) <= set(found["x3"]) <= set(lowest)
     assert statistics.median(lowest[key] for key in highest) < statistics.quantiles(lowest.values(), n=3)[0]
     told = {trial.user_attrs["architecture"]: trial.values for trial in bed.trials()}
     for text, values in told.items():
@@ -704,7 +705,7 @@ def test_with_time_alone_both_rungs_get_their_share_of_it(bed: Bed) -> None:
     spent = Counter[str]()
     for job in executor.given:
         spent[job.rung.name] += job.rung.epochs
-    assert 0.25 < spent["proxy"] / sum(spent.values()) < 0.75
+    assert all(0.2 < spent[rung.name] / sum(spent.values()) < 0.5 for rung in LADDER)
 
 
 @pytest.mark.parametrize("slots", [1, 2])

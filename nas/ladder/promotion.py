@@ -29,20 +29,19 @@ ROUNDING = 1e-9
 class Policy:
     """How the budget is spent. The default is the engine's.
 
-    A rung is used when it costs at least `stride` times the one used below it. `cheapest` and `full` are the shares of
-    the budget for the cheapest rung and for full training; the rungs between share the rest. The first `spread`
-    newcomers are spread evenly over the first feature. `curious` and `bold` are how many deviations are added to the
-    mean where newcomers are screened and where candidates are promoted. The ranker is refitted when outcomes have
-    grown by `refit`. `screened` newcomers should be on offer when one is chosen. With `resumed`, promotion goes on
-    training and pays the difference; without, it trains anew and pays in full.
+    `full` is full training's share of the budget; the rungs below share the rest evenly. The first `spread` newcomers
+    are spread evenly over the first feature. After that they are screened by their outlook: mean, plus `curious`
+    deviations, less `variety` for each candidate of the same family that was tried before. So every kind gets a hearing
+    before a common one gets its second. `bold` is how many deviations are added where candidates are promoted. The
+    ranker is refitted when outcomes have grown by `refit`. `screened` newcomers should be on offer when one is chosen.
+    With `resumed`, promotion goes on training and pays the difference; without, it trains anew and pays in full.
     """
 
-    stride: float = 5.0
-    cheapest: float = 0.4
     full: float = 1 / 3
-    spread: int = 10
-    curious: float = 1.0
-    bold: float = 0.5
+    spread: int = 5
+    curious: float = 0.0
+    variety: float = 0.5
+    bold: float = 0.0
     refit: float = 0.1
     screened: int = 8
     resumed: bool = False
@@ -70,7 +69,6 @@ class Promotion:
         self._budget = budget
         self._features, self._signals = tuple(features), tuple(signals)
         self._rungs = len(costs)
-        self._used = used_rungs(costs, self._policy.stride)
         self._ranker = Ranker(costs, self._policy.beliefs)
         self._generator = np.random.default_rng(seed)
         self._keys: list[Hashable] = []
@@ -83,6 +81,8 @@ class Promotion:
         self._spent = np.zeros(self._rungs)  # running trainings count as spent
         self._closed = False
         self._pool: Pool | None = None
+        self._plan: Floats | None = None
+        self._step = np.zeros(self._rungs)  # mean cost of a training
         self._fitted = -1
         self._outlook: tuple[Floats, Floats] = (np.zeros(0), np.zeros(0))
         self._newcomers = 0
@@ -96,23 +96,22 @@ class Promotion:
         self._costs = np.concatenate([self._costs, np.asarray(costs, dtype=np.float64)])
         self._state = np.concatenate([self._state, np.zeros((len(keys), self._rungs), dtype=np.int8)])
         self._tie = np.concatenate([self._tie, 1e-9 * self._generator.random(len(keys))])
-        self._pool = None
+        self._pool = self._plan = None
 
     def enter(self, key: Hashable, features: Floats, costs: Floats) -> None:
         """A newcomer that somebody else has chosen: offered, and in training at the cheapest rung."""
         self.offer([key], np.asarray(features)[None], np.asarray(costs)[None])
-        self._start(self._number[key], self._used[0])
+        self._start(self._number[key], 0)
 
     def recall(self, key: Hashable, rung: int, score: float | None, signals: Sequence[float] = ()) -> None:
-        """An outcome of an earlier run, of a candidate that was offered; one at a rung that is not in use is left."""
-        if rung in self._used and self._state[self._number[key], rung] != DONE:
-            self._start(self._number[key], rung)
-            self.tell(key, rung, score, signals)
+        """An outcome of an earlier run, of a candidate that was offered; those at lower rungs come before."""
+        self._start(self._number[key], rung)
+        self.tell(key, rung, score, signals)
 
     @property
     def wants_newcomer(self) -> bool:
         """Whether the cheapest rung is the one furthest behind its share."""
-        return not self._keys or self._by_need()[0] == self._used[0]
+        return not self._keys or self._by_need()[0] == 0
 
     def close(self) -> None:
         """No more candidates will be offered: what is left of the budget may be spent on those that there are."""
@@ -181,29 +180,20 @@ class Promotion:
 
         Full training is due when a whole one fits into its share of what is spent, so that the last comes last.
         """
-        step = self._costs.mean(axis=0)
-        shares = self._shares()
-        behind = {
-            rung: (self._spent[rung] + step[rung] * (1.0 if rung == self._rungs - 1 else 0.5)) / shares[rung]
-            for rung in self._used
-        }
-        return sorted(behind, key=lambda rung: (behind[rung], rung))
+        planned = self._planned()
+        step = self._step * np.array([0.5] * (self._rungs - 1) + [1.0])
+        behind = (self._spent + step) / planned
+        return [int(rung) for rung in np.argsort(behind, kind="stable")]
 
-    def _shares(self) -> dict[int, float]:
-        """What each rung in use may spend, in full trainings. Full training has a whole number of them."""
-        policy, top = self._policy, self._rungs - 1
-        weights = dict.fromkeys(self._used, 0.0)
-        between = [rung for rung in self._used if rung not in (self._used[0], top)]
-        for rung in between:
-            weights[rung] = max(0.0, 1 - policy.cheapest - policy.full) / len(between)
-        weights[self._used[0]] = policy.cheapest
-        weights[top] = policy.full
-        one = float(self._costs[:, top].mean())
-        total = sum(weights.values())
-        full = one * max(1, round(self._budget * policy.full / total / one))
-        below = total - policy.full
-        rest = max(self._budget - full, ROUNDING)
-        return {rung: full if rung == top else rest * weight / below for rung, weight in weights.items()}
+    def _planned(self) -> Floats:
+        """What each rung may spend, in full trainings. Full training has a whole number of them, and at least one."""
+        if self._plan is None:
+            self._step = self._costs.mean(axis=0)
+            one = float(self._step[-1])
+            full = one * max(1, round(self._budget * self._policy.full / one))
+            rest = max(self._budget - full, ROUNDING) / max(1, self._rungs - 1)
+            self._plan = np.array([rest] * (self._rungs - 1) + [full])
+        return self._plan
 
     def _best(self, rung: int) -> int | None:
         """The candidate with the best outlook among those that may be trained at this rung now and can be paid."""
@@ -211,37 +201,44 @@ class Promotion:
         left = self._budget - self.spent
         state = self._state
         if rung != top:
-            left -= max(0.0, self._shares()[top] - self._spent[top])
-        elif self._spent[top] + ROUNDING >= self._shares()[top] or self._awaited():
+            left -= max(0.0, self._planned()[top] - self._spent[top])
+        elif self._spent[top] + ROUNDING >= self._planned()[top] or self._awaited():
             return None
-        position = self._used.index(rung)
-        if position == 0:
+        if rung == 0:
             able = (state == IDLE).all(axis=1)
         else:
-            able = (state[:, self._used[position - 1]] == DONE) & (state[:, rung:] == IDLE).all(axis=1)
+            able = (state[:, rung - 1] == DONE) & (state[:, rung:] == IDLE).all(axis=1)
         able &= self._price(rung) <= left + ROUNDING
         if not able.any():
             return None
-        return self._newcomer(able) if position == 0 else self._foremost(able, self._policy.bold)
+        return self._newcomer(able) if rung == 0 else self._foremost(able, self._policy.bold)
 
     def _awaited(self) -> bool:
         """Whether the next full training is the last one planned, and outcomes that it should be chosen by are due."""
         top = self._rungs - 1
-        last = self._spent[top] + 1.5 * self._costs[:, top].mean() > self._shares()[top]
+        last = self._spent[top] + 1.5 * self._step[top] > self._planned()[top]
         return bool(last and (self._state[:, :top] == RUNNING).any())
 
     def _newcomer(self, able: NDArray[np.bool_]) -> int:
+        """Spread over the first feature; later by outlook and variety."""
         self._newcomers += 1
         if self._newcomers > self._policy.spread or not self._features:
-            return self._foremost(able, self._policy.curious)
+            mean, deviation = self.outlook()
+            assert self._pool is not None
+            tried = np.bincount(self._pool.family[(self._state != IDLE).any(axis=1)], minlength=len(self._pool.values))
+            crowded = self._policy.variety * tried[self._pool.family]
+            return self._first(able, mean + self._policy.curious * deviation - crowded)
         candidates = np.flatnonzero(able)
         order = candidates[np.lexsort((self._tie[candidates], self._free[candidates, 0]))]
         return int(order[int(GOLDEN * self._newcomers % 1 * len(order))])
 
     def _foremost(self, able: NDArray[np.bool_], deviations: float) -> int:
         mean, deviation = self.outlook()
+        return self._first(able, mean + deviations * deviation)
+
+    def _first(self, able: NDArray[np.bool_], values: Floats) -> int:
         candidates = np.flatnonzero(able)
-        return int(candidates[np.argmax((mean + deviations * deviation + self._tie)[candidates])])
+        return int(candidates[np.argmax((values + self._tie)[candidates])])
 
     def _with_the_rest(self) -> int | None:
         """Nothing is left to do as planned: whom to train fully with what is left of the budget."""
@@ -273,28 +270,15 @@ class Promotion:
         )
 
 
-def used_rungs(costs: Sequence[float], stride: float) -> list[int]:
-    """The rungs that are used: the cheapest, each that costs `stride` times the one below, and the last."""
-    used = [0]
-    for rung in range(1, len(costs)):
-        if costs[rung] >= stride * costs[used[-1]]:
-            used.append(rung)
-    top = len(costs) - 1
-    return used if used[-1] == top else [*used, top] if len(used) == 1 else [*used[:-1], top]
-
-
 def budget_for(newcomers: int, costs: Sequence[float], policy: Policy | None = None) -> tuple[int, float]:
     """(rungs, budget) of a ladder that so many newcomers enter: what the policy adds for those that it promotes.
 
     `costs` ascend, in any unit; the budget is in trainings at the highest rung that is left. A rung is left out for
     which not even one training would be due. One rung: nobody is promoted.
     """
-    policy = policy or Policy()
+    full = (policy or Policy()).full
     for rungs in range(len(costs), 1, -1):
-        shares = [cost / costs[rungs - 1] for cost in costs[:rungs]]
-        between = max(0.0, 1 - policy.cheapest - policy.full) if len(used_rungs(shares, policy.stride)) > 2 else 0.0
-        total = policy.cheapest + between + policy.full
-        budget = newcomers * shares[0] * total / policy.cheapest
-        if round(budget * policy.full / total) >= 1:
+        budget = newcomers * costs[0] / costs[rungs - 1] * (rungs - 1) / (1 - full)
+        if round(budget * full) >= 1:
             return rungs, budget
     return 1, float(newcomers)

@@ -192,10 +192,11 @@ class Ranker:
 def _normal_scores(values: Floats) -> Floats:
     """Quantiles of the normal distribution in the order of the values; 0 where a value is missing."""
     from scipy.special import ndtri
-    from scipy.stats import rankdata
 
     known = np.isfinite(values)
     scores = np.zeros(len(values))
     if known.any():
-        scores[known] = ndtri((rankdata(values[known]) - 0.5) / known.sum())
+        order = np.sort(values[known])
+        below, upto = (np.searchsorted(order, values[known], side) for side in ("left", "right"))
+        scores[known] = ndtri((below + upto) / (2 * len(order)))
     return scores
