@@ -21,7 +21,19 @@ SIGNAL_OF = {
 }
 """Which signal an objective or a column reads."""
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "miou", "test_accuracy", "test_miou", "test_seeds", "pareto", "predicted"})
+HIGHER_IS_BETTER = frozenset(
+    {
+        "accuracy",
+        "miou",
+        "test_accuracy",
+        "test_miou",
+        "test_seeds",
+        "pareto",
+        "predicted",
+        "predicted_low",
+        "predicted_high",
+    }
+)
 """Objectives and columns of which more is better; of all others less is."""
 
 Kind = Literal["candidate", "reference"]

@@ -254,7 +254,7 @@ def test_a_ranker_beats_its_parts(report: Report) -> None:
 def test_arms_are_paired_at_equal_cost(table: pd.DataFrame) -> None:
     rows = done(table)
     plain = rows[rows["rung"] == "1-none"].assign(rung="1-plain", equal_to="")
-    other = rows[rows["rung"] == "1-none"].assign(rung="1-other", equal_to="thirds 0.3", learning_rate=0.3)
+    other = rows[rows["rung"] == "1-none"].assign(rung="1-other", equal_to="thirds 0.3", images=500)
     both = pd.concat([plain.assign(multiply_adds=plain["multiply_adds"] * 0.95), other, rows])
 
     def partner(rows: pd.DataFrame) -> Any:

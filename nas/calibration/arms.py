@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from nas.calibration.table import SETTING
+SHARED = ("epochs", "images", "size", "width")
+"""What the two have in common. Learning rate and batch size are each arm's own: towers may want others."""
 
 EQUAL = 0.02
 """Arms whose costs differ by at most this share count as equally costly: training ends on whole steps."""
@@ -31,12 +32,12 @@ class Pair:
 
 
 def pairs(rows: pd.DataFrame, costs: pd.DataFrame) -> Iterator[Pair]:
-    """Each proxy with towers beside the one without of the same epochs, images, size, width, rate and batch.
+    """Each proxy with towers beside the one without of the same epochs, images, size and width.
 
     Of several: the one that was given further steps for exactly these towers, else the nearest in cost. One without
     any such partner is left out.
     """
-    known = [name for name in SETTING if name in rows.columns]
+    known = [name for name in SHARED if name in rows.columns]
     settings = rows.groupby("rung")[known].first().fillna(-1.0)
     proxies = costs[~costs["full"].astype(bool) & (costs["epochs"] > 0)]
     without = proxies[proxies["towers"] == "none"]
