@@ -1,0 +1,43 @@
+"""The scripts behind results/reference/calibration, in small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(script: str, *words: str) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / script), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+@pytest.mark.slow
+def test_the_reference_table_in_small(tmp_path: Path) -> None:
+    words = ["collect", "--small", "--architectures", "1", "--executor", "in-process"]
+    words += ["--folder", str(tmp_path), "--to", str(tmp_path)]
+    assert "architecture 1/1" in run("calibrate_reference", *words)
+    table = pd.read_parquet(tmp_path / "truth.parquet")
+    assert set(table["status"]) == {"done"}
+    proxies = {f"{epochs}-{arm}" for epochs in (1, 3) for arm in ("middle-1.0", "thirds-0.3", "none")}
+    assert set(table["rung"]) == {"free", "full", "full-towers", "full-longer"} | proxies
+    assert table.loc[table["full"], "truth_accuracy"].notna().all()
+    assert "architecture" not in run("calibrate_reference", *words)  # nothing is trained twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["hyperband", "tpe"])
+def test_the_baselines_find_something(tmp_path: Path, method: str) -> None:
+    file = tmp_path / "found.json"
+    words = [method, "--data", "digits", "--seconds", "1", "--workers", "1", "--to", str(file)]
+    run("baselines/optuna_search.py", *words, "--space", '{"widths": [8, 8], "stem": [8, 8], "cells": [1, 1]}')
+    found = json.loads(file.read_text())
+    assert found["trials"]["COMPLETE"] >= 1
+    assert 0 < found["accuracy"] <= 1
+    assert "stem" in found["architecture"]
