@@ -10,9 +10,9 @@ given is judged on the same resamples, so that differences are paired.
 
 **Why a proxy's seeds are not drawn once more.** An architecture's scores bring their own noise with them when it is
 drawn, so the interval holds it already. On normal data (64 architectures, two seeds, noise .8 of the spread) this gave
-intervals 3 to 8 % wider than the estimate's real spread, and 96 % of them held the truth; with one seed drawn in each architecture
-they were 50 % too wide, with seeds drawn for all architectures at once 24 %. What a seed would do to the *order* of all
-architectures alike is not in the interval: two seeds could not tell.
+intervals 3 to 8 % wider than the estimate's real spread, and 96 % of them held the truth; with one seed drawn in each
+architecture they were 50 % too wide, with seeds drawn for all architectures at once 24 %. What a seed would do to the
+*order* of all architectures alike is not in the interval: two seeds could not tell.
 
 **Why intervals are centred anew.** Drawing two seeds with replacement often draws one of them twice, so a resampled
 truth is noisier than the real one and resampled taus lie lower than the estimate. Only their spread around their
