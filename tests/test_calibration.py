@@ -191,15 +191,15 @@ def test_a_prototype_of_our_own_had_these_ceilings() -> None:
 
 def test_noise_and_spread_are_told_apart() -> None:
     generator = np.random.default_rng(5)
-    truths = 2 * generator.standard_normal((3000, 1)) + 0.7 * generator.standard_normal((3000, 3))
+    truths = 2 * generator.standard_normal((3000, 1)) + 1.5 * generator.standard_normal((3000, 3))
     truths[1000:, 2] = np.nan
     parts = decompose(truths)
     assert parts is not None
-    assert parts.noise == pytest.approx(0.7, rel=0.03)
+    assert parts.noise == pytest.approx(1.5, rel=0.03)
     assert parts.spread == pytest.approx(2, rel=0.04)
     assert decompose(truths[:, :1]) is None
-    one, *_ = ceilings(truths[:60], np.ones((2, 60), bool), False, 100, 0)
-    assert one.low < population_tau(2, 0.7, 0.7 / np.sqrt(2)) < one.high
+    one, *_ = ceilings(truths[:100], np.ones((2, 100), bool), False, 100, 0)
+    assert one.low < population_tau(2, 1.5, 1.5 / np.sqrt(3)) < one.high
 
 
 def test_a_training_is_held_against_the_other_seeds_only() -> None:
