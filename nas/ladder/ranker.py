@@ -35,6 +35,7 @@ class Beliefs:
 
     size_slope: float = 0.5  # per e-fold of parameters, after full training
     slope_doubt: float = 0.4  # deviation of that slope, and of each other feature's
+    slope_kept: float = 0.8  # correlation of slopes over a factor of 3 in cost
     family: float = 0.6  # share of the variance of full scores that families explain
     family_fade: float = 0.15  # less of it for each factor of 3 in cost
     family_width: float = 0.004  # in e-folds (or deviations): what counts as the same feature
@@ -103,6 +104,7 @@ class Ranker:
         self._family = np.sqrt(np.outer(family, family)) * told.family_kept**apart
         self._own = np.sqrt(np.outer(1 - family, 1 - family)) * told.own_kept**apart + told.noise * np.eye(len(costs))
         self._trend = np.clip(1 + thirds / 3, 0.0, None)
+        self._slopes = told.slope_doubt**2 * told.slope_kept**apart
         self._top = len(costs) - 1
 
     def predict(self, pool: Pool, seen: Observations) -> tuple[Floats, Floats]:
@@ -122,8 +124,8 @@ class Ranker:
         families = np.arange(len(pool.values))
         top = np.full(len(families), self._top)
         cross = self._kernel(pool, families, top, family, rung)
-        slopes = beliefs.slope_doubt**2 * (pool.values**2).sum(axis=1)
-        prior = self._family[-1, -1] + self._own[-1, -1] + self._trend[-1] ** 2 * slopes
+        slopes = self._slopes[-1, -1] * (pool.values**2).sum(axis=1)
+        prior = self._family[-1, -1] + self._own[-1, -1] + slopes
         mean = (self._trend[-1] * drift + cross @ weights)[pool.family]
         variance = (prior - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0))[pool.family]
 
@@ -185,7 +187,7 @@ class Ranker:
         a, b = pool.values[one], pool.values[other]
         apart = ((a[:, None] - b[None]) ** 2).sum(axis=2) / self._beliefs.family_width**2
         alike = self._family[one_rung[:, None], other_rung[None]] * np.exp(-0.5 * np.minimum(apart, 100.0))
-        slopes = self._beliefs.slope_doubt**2 * np.outer(self._trend[one_rung], self._trend[other_rung]) * (a @ b.T)
+        slopes = self._slopes[one_rung[:, None], other_rung[None]] * (a @ b.T)
         return np.asarray(alike + slopes)
 
 

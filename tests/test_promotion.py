@@ -1,0 +1,205 @@
+"""Promotion keeps to the budget and to the ladder, whatever comes back and from however many workers."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nas.ladder import Policy, Promotion
+
+COSTS = (1 / 27, 1 / 9, 1 / 3, 1.0)
+
+
+@dataclass
+class Run:
+    """One ladder climbed in virtual time: what was started in which order, and by how many workers at once."""
+
+    started: list[tuple[Hashable, int]] = field(default_factory=list)
+    failed: set[Hashable] = field(default_factory=set)
+    paid: float = 0.0
+    idle: float = 0.0  # worker-time without work although budget was left
+    known: list[dict[Hashable, int]] = field(default_factory=list)  # highest rung done, at each start
+
+
+def climb(promotion: Promotion, scores: np.ndarray, costs: np.ndarray, workers: int, stream: int = 0) -> Run:
+    """`scores` (candidates, rungs), NaN: the training fails. `stream` candidates are offered at a time; 0: all."""
+    generator = np.random.default_rng(0)
+    features = generator.lognormal(size=(len(scores), 1))
+    run, now, offered = Run(), 0.0, 0
+    running: list[tuple[float, int, Hashable, int]] = []
+    highest: dict[Hashable, int] = {}
+    while True:
+        while len(running) < workers:
+            while (promotion.hungry or offered == 0) and offered < len(scores):
+                upto = offered + (stream or len(scores))
+                keys = list(range(len(scores)))[offered:upto]
+                promotion.offer(keys, features[offered:upto], costs[offered:upto])
+                offered = upto
+            if offered >= len(scores):
+                promotion.close()
+            training = promotion.next()
+            if training is None:
+                break
+            key, rung = training
+            run.started.append(training)
+            run.known.append(dict(highest))
+            heapq.heappush(running, (now + costs[key, rung], len(run.started), key, rung))
+        if not running:
+            run.paid = promotion.spent
+            return run
+        before = now
+        now, _, key, rung = heapq.heappop(running)
+        run.idle += (now - before) * (workers - 1 - len(running))
+        if np.isnan(scores[key, rung]):
+            run.failed.add(key)
+            promotion.tell(key, rung, None)
+        else:
+            highest[key] = rung
+            promotion.tell(key, rung, float(scores[key, rung]))
+
+
+def table(seed: int, count: int, rungs: int, failing: float, uneven: bool) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    scores = generator.random((count, rungs))
+    scores[generator.random(scores.shape) < failing] = np.nan
+    costs = np.tile(COSTS[-rungs:], (count, 1))
+    return scores, costs * (generator.uniform(0.5, 1.5, (count, 1)) if uneven else 1.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 40),
+    rungs=st.integers(1, 4),
+    budget=st.floats(0.1, 8),
+    workers=st.integers(1, 5),
+    failing=st.sampled_from([0.0, 0.3]),
+    uneven=st.booleans(),
+    resumed=st.booleans(),
+    stream=st.sampled_from([0, 3]),
+)
+def test_whatever_comes(
+    seed: int,
+    count: int,
+    rungs: int,
+    budget: float,
+    workers: int,
+    failing: float,
+    uneven: bool,
+    resumed: bool,
+    stream: int,
+) -> None:
+    scores, costs = table(seed, count, rungs, failing, uneven)
+    policy = Policy(resumed=resumed)
+
+    def once() -> Run:
+        return climb(
+            Promotion(costs.mean(axis=0), budget, ["params"], (), policy, seed), scores, costs, workers, stream
+        )
+
+    run = once()
+    assert run.started == once().started, "the same seed decides the same"
+    paid: dict[Hashable, float] = {}
+    total = 0.0
+    for key, rung in run.started:
+        price = float(costs[key, rung])
+        total += price - (paid.get(key, 0.0) if resumed else 0.0)
+        paid[key] = price
+    assert total <= budget + 1e-6
+    assert run.paid == pytest.approx(total)
+    assert len(set(run.started)) == len(run.started), "nothing is trained twice at a rung"
+    for number, (key, rung) in enumerate(run.started):
+        earlier = [r for k, r in run.started[:number] if k == key]
+        assert all(r < rung for r in earlier)
+        from_below = run.known[number].get(key) == rung - 1
+        from_free = not earlier
+        with_the_rest = rung == rungs - 1 and (not earlier or run.known[number].get(key) == max(earlier))
+        assert from_below or (from_free and rung == 0) or with_the_rest
+        if key in run.failed:
+            assert np.isfinite([scores[key, r] for r in earlier]).all(), "what failed drops out"
+
+
+def test_workers_stay_busy_until_the_end() -> None:
+    scores, costs = table(0, 200, 4, 0.0, uneven=True)
+    for workers in (1, 2, 4):
+        run = climb(Promotion(costs.mean(axis=0), 12.0, ["params"]), scores, costs, workers)
+        assert run.paid > 11.0
+        assert run.idle <= 1.5 * workers, "only the last full trainings are waited for"
+
+
+def test_one_full_training_is_always_kept_for_the_end() -> None:
+    scores, costs = table(1, 50, 4, 0.0, uneven=False)
+    for budget in (1.0, 1.5, 2.0, 6.0):
+        promotion = Promotion(COSTS, budget, ["params"])
+        run = climb(promotion, scores, costs, workers=1)
+        assert any(rung == 3 for _, rung in run.started)
+        assert promotion.found() == max((k for k, r in run.started if r == 3), key=lambda k: scores[k, 3])
+
+
+def test_a_budget_that_outlasts_the_candidates_trains_all_of_them() -> None:
+    scores, costs = table(2, 6, 4, 0.0, uneven=False)
+    promotion = Promotion(COSTS, 20.0, ["params"])
+    climb(promotion, scores, costs, workers=2)
+    assert promotion.found() == scores[:, 3].argmax()
+
+
+def test_resuming_pays_the_difference_and_so_trains_more() -> None:
+    scores, costs = table(3, 100, 4, 0.0, uneven=False)
+    anew, resumed = (
+        climb(Promotion(COSTS, 6.0, ["params"], (), Policy(resumed=flag)), scores, costs, 1) for flag in (False, True)
+    )
+    assert len(resumed.started) > len(anew.started) + 5
+
+
+def test_the_good_are_found_by_what_short_trainings_say() -> None:
+    generator = np.random.default_rng(0)
+    found = []
+    for seed in range(20):
+        truth = generator.standard_normal(60)
+        scores = truth[:, None] + generator.standard_normal((60, 4)) * [0.3, 0.2, 0.1, 0.0]
+        promotion = Promotion(COSTS, 6.0, ["params"], seed=seed)
+        climb(promotion, scores, np.tile(COSTS, (60, 1)), workers=1)
+        found.append(int((truth > truth[promotion.found()]).sum()))  # type: ignore[call-overload]
+    assert np.mean(np.array(found) == 0) > 0.5  # by chance: a thirtieth
+    assert np.mean(found) < 2
+
+
+def test_every_kind_gets_a_hearing_before_a_common_one_gets_many() -> None:
+    """300 candidates of one size, one each of 20 others nearby."""
+    params = np.concatenate([np.full(300, 1e6), 1e6 * (1 + 0.01 * np.arange(1, 21))])
+    promotion = Promotion(COSTS, 6.0, ["params"])
+    promotion.offer(range(320), params[:, None], np.tile(COSTS, (320, 1)))
+    tried = set()
+    generator = np.random.default_rng(0)
+    while (training := promotion.next()) is not None:
+        tried.add(training[0])
+        promotion.tell(*training, float(generator.random()))
+    assert len([key for key in tried if isinstance(key, int) and key >= 300]) > 15
+
+
+def test_it_waits_for_offers_and_outcomes() -> None:
+    promotion = Promotion(COSTS, 6.0, ["params"])
+    assert promotion.next() is None
+    assert promotion.hungry
+    promotion.offer(["a"], np.array([[1e6]]), np.array([COSTS]))
+    assert promotion.next() == ("a", 0)
+    assert promotion.next() is None
+    promotion.tell("a", 0, 0.5)
+    assert promotion.next() == ("a", 1)
+    assert promotion.found() is None
+
+
+def test_real_costs_replace_expected_ones() -> None:
+    promotion = Promotion(COSTS, 6.0, ["params"])
+    promotion.offer(["a"], np.array([[1e6]]), np.array([COSTS]))
+    promotion.next()
+    promotion.tell("a", 0, 0.5, cost=0.5)
+    assert promotion.spent == pytest.approx(0.5)
+    with pytest.raises(AssertionError, match="not in training"):
+        promotion.tell("a", 0, 0.5)
