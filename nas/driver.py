@@ -47,7 +47,6 @@ MEANING = (
 FREE = ("data.dir",)
 """Keys below those that say only where things are."""
 
-
 TRIED = 20
 """Random networks, at least one of which must have the cells that towers.placement names."""
 
@@ -128,7 +127,8 @@ def driving(
     with executor.start(config.executor if workers else ExecutorConfig(kind="in-process")) as pool:
         data = loading.result()
         check_usable(config, space, data)
-        suited = _suited(config, data, pool.on_gpu)
+        on_gpu = pool.on_gpu if workers else _began_on_gpu(config, pool.on_gpu)
+        suited = _suited(config, data, on_gpu)
         now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)
         if usable is not None:
@@ -233,12 +233,21 @@ def refuse_changes(config: Config, now: dict[str, Any]) -> None:
     if began is None:
         return
     changed = [key for key in now | began if now.get(key) != began.get(key)]
+    if "the images" not in changed:  # the same ones by another path, such as photos for photos/
+        changed = [key for key in changed if key != "data.name"]
     if changed:
         raise ExperimentError(
             f"experiment {config.experiment!r} began with another "
             f"{', '.join(f'{key} ({began.get(key)!r}, now {now.get(key)!r})' for key in changed)}; "
             "give the new one another --name"
         )
+
+
+def _began_on_gpu(config: Config, here: bool) -> bool:
+    """Whether the experiment began on GPUs, as automatic precision tells; `here` where it has not begun yet."""
+    records = existing_records(config.database, config.experiment)
+    began = records.fact("meaning") if records is not None else None
+    return here if began is None else bool(began["proxy.precision"] == "bfloat16")
 
 
 def _suited(config: Config, data: Data, on_gpu: bool) -> Config:
