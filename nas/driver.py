@@ -48,7 +48,6 @@ MEANING = (
 FREE = ("data.dir",)
 """Keys below those that say only where things are."""
 
-
 TRIED = 20
 """Random networks, at least one of which must have the cells that towers.placement names."""
 
@@ -142,7 +141,8 @@ def driving(
         if config.search.calibrate:
             data = data.holding_truth()
         check_usable(config, space, data)
-        suited = ladder.decided(config, data.augmentations, pool.on_gpu)
+        on_gpu = pool.on_gpu if workers else _began_on_gpu(config, pool.on_gpu)
+        suited = ladder.decided(config, data.augmentations, on_gpu)
         now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)
         if usable is not None:
@@ -248,9 +248,18 @@ def refuse_changes(config: Config, now: dict[str, Any]) -> None:
     if began is None:
         return
     changed = [key for key in now | began if now.get(key) != began.get(key)]
+    if "the images" not in changed:  # the same ones by another path, such as photos for photos/
+        changed = [key for key in changed if key != "data.name"]
     if changed:
         raise ExperimentError(
             f"experiment {config.experiment!r} began with another "
             f"{', '.join(f'{key} ({began.get(key)!r}, now {now.get(key)!r})' for key in changed)}; "
             "give the new one another --name"
         )
+
+
+def _began_on_gpu(config: Config, here: bool) -> bool:
+    """Whether the experiment began on GPUs, as automatic precision tells; `here` where it has not begun yet."""
+    records = existing_records(config.database, config.experiment)
+    began = records.fact("meaning") if records is not None else None
+    return here if began is None else bool(began["proxy.precision"] == "bfloat16")

@@ -323,7 +323,7 @@ def _start_ray(ray: Any, config: ExecutorConfig) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         _init(ray, config)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises bare ones too, for instance where its parts start too slowly
         where = f"at {config.address!r}" if config.address else "on this machine"
         raise JobError(f"Ray could not be reached {where}: {str(error).partition(chr(10))[0]}") from error
     finally:
@@ -343,7 +343,7 @@ def _init(ray: Any, config: ExecutorConfig) -> None:
                 logging_level="ERROR",
             )
             return
-        except ray.exceptions.RayError:
+        except Exception:
             ray.shutdown()
             if config.address is not None or attempt == ATTEMPTS:
                 raise

@@ -56,7 +56,7 @@ class Experiment:
     """An experiment by name and config. Constructing one writes nothing.
 
     `config` is a whole Config; the other arguments override single keys of it (``space="inception"``,
-    ``data="digits"``, ``search__trials=30``). `listen` gets an `nas.search.Event` for everything worth telling.
+    ``data="digits"``, ``search__trials=30``). `listen` gets a `nas.progress.Event` for everything worth telling.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Experiment:
             what, file = own.experiment, own.folder / "config.toml"
         else:
             file = Path(what)
-            if not file.exists() and what not in systems.available():
+            if (not file.exists() or file.is_dir()) and what not in systems.available():
                 known = ", ".join(systems.available())
                 raise ExperimentError(
                     f"no experiment {what!r} in {str(results)!r}{_there_are(results)}, nor a system; those are: {known}"

@@ -42,6 +42,8 @@ def search(driver: Driver, share: float | None = None) -> Progress:
     max_flops = _flops_within_budget(driver, 1 - share) if share is not None else _remembered_flops(driver)
     trials = DEFAULT_TRIALS if wanted.trials is None and wanted.time is None else wanted.trials
     driver.say(f"Searching {_count(driver.space.size())} architectures on {driver.executor.slots} workers")
+    if driver.budget.left_to_search(1.0 if share is None else share) == 0:
+        driver.say(f"The search's part of search.time ({wanted.time:g} s) is spent: a longer one goes on")
     loop = Search(
         driver.candidates(max_flops),
         driver.rungs,

@@ -41,12 +41,12 @@ def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture
         rows[name] = [space.point(values)]
     drawn: dict[str, tuple[float, Architecture]] = {}
     for attempt in range(RANDOM_DRAWS):
-        architecture = space.random(RANDOM_DRAWS * seed + attempt)
-        if architecture.key in drawn:
-            continue
         try:
+            architecture = space.random(RANDOM_DRAWS * seed + attempt)
+            if architecture.key in drawn:
+                continue
             excess, _ = candidates.excess(architecture)
-        except Exception:  # a third-party network may raise anything, and what cannot be built is no reference
+        except Exception:  # a third-party space may raise anything, and what cannot be built is no reference
             continue
         drawn[architecture.key] = max([0.0, *excess.values()]), architecture
         found = sum(over == 0 for over, _ in drawn.values())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nas import complexity
 from nas.config import SearchConfig
-from nas.errors import SearchError
+from nas.errors import CandidateError, SearchError
 from nas.executor import Executor
 from nas.ladder import Promotion, Rung, budget_for
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
@@ -38,7 +38,7 @@ ENDLESS = 1e6
 """Trainings at the highest rung, where only time ends the search."""
 
 FRUITLESS_BEFORE_EXPLORING = 20
-"""Proposals in a row that were measured before or beyond the limits, after which one is drawn at random."""
+"""Proposals in a row that were known, beyond the limits or none at all, after which one is drawn at random."""
 
 PROPOSALS_WITHOUT_CANDIDATE = 1000
 """Proposals in a row without a new feasible candidate, after which the search ends."""
@@ -108,6 +108,7 @@ class Search:
         self._waiting: dict[str, list[int]] = {}  # by architecture in flight: the trials that asked for it
         self._infeasible: set[str] = set()
         self._fruitless = 0
+        self._unsuggested: str | None = None  # why the first proposal that gave no architecture did not
         self._total: int | None = None
         self._share = 1.0
 
@@ -128,7 +129,7 @@ class Search:
                 continue
             if proposing:
                 explore = self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0
-                self._consider(self._study.ask(self._candidates.space, explore))
+                self._propose(explore)
             elif not self._executor.running:
                 break
             self._listen(Event(self._progress()))
@@ -155,6 +156,15 @@ class Search:
         size = self._candidates.space.size()
         seen = len(set(self._trials) | self._infeasible | set(self._waiting))
         return self._fruitless >= PROPOSALS_WITHOUT_CANDIDATE or (size is not None and seen >= size)
+
+    def _propose(self, explore: bool) -> None:
+        try:
+            asked = self._study.ask(self._candidates.space, explore)
+        except CandidateError as error:
+            self._fruitless += 1
+            self._unsuggested = self._unsuggested or str(error)
+        else:
+            self._consider(asked)
 
     def _consider(self, asked: Asked) -> None:
         """Measure a proposal, unless its measurement is there already, is being made, or is beyond the limits."""
@@ -315,4 +325,4 @@ class Search:
         if over:
             raised = "search.time" if self._candidates.max_flops is not None else "search.max_*"
             return f"none of {over} proposals was within the limits; raise {raised}"
-        return "no candidate was measured in the time given"
+        return self._unsuggested or "no candidate was measured in the time given"

@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import TrialState
 
 from nas import records
+from nas.errors import CandidateError
 from nas.leaderboard import HIGHER_IS_BETTER
 from nas.space import Architecture, SearchSpace
 
@@ -61,15 +62,23 @@ class Study:
         self._study.enqueue_trial(dict(values), skip_if_exists=True)
 
     def ask(self, space: SearchSpace, explore: bool = False) -> Asked:
-        """The next proposal; `explore` draws it at random instead of by the sampler."""
+        """The next proposal; `explore` draws it at random instead of by the sampler.
+
+        Raises CandidateError, the trial told as failed, where the space makes no architecture of these values.
+        """
         name = "random" if explore else self._sampler
         self._study.sampler = make_sampler(name, _seed_of(self._seed, len(self)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial = self._study.ask()
-            architecture = space.suggest(trial)
+            self._asked[trial.number] = trial
+            try:
+                architecture = space.suggest(trial)
+            except Exception as error:  # a third-party space may raise anything, and its other points may be sound
+                cause = f"suggest failed: {type(error).__name__}: {' '.join(str(error).split())}"
+                self.tell_failed(trial.number, cause)
+                raise CandidateError(cause) from error
         trial.set_user_attr(ARCHITECTURE, architecture.to_json())
-        self._asked[trial.number] = trial
         return Asked(trial.number, architecture)
 
     def tell(self, number: int, values: Sequence[float]) -> None:

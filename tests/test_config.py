@@ -175,10 +175,12 @@ def test_a_name_that_is_no_folder_of_results_is_refused(name: str) -> None:
         ("inception", "digits", "inception-digits"),
         ("spaces/mine.py:Plain", "some/where/cats.npz", "Plain-cats"),
         ("inception", "photos/", "inception-photos"),
+        ("inception", "my photos (1)/", "inception-my-photos-1-"),
     ],
 )
 def test_an_experiment_without_a_name_is_named_after_space_and_data(space: str, data: str, name: str) -> None:
     assert make({"space": {"name": space}, "data": {"name": data}}).experiment == name
+    assert make({"name": name}).experiment == name  # as it is read again later
 
 
 def test_the_database_lies_in_the_folder_unless_another_is_given(tmp_path: Path) -> None:
@@ -194,8 +196,11 @@ def test_a_missing_file_is_named() -> None:
     assert "no/such.toml" in refused_file(Path("no/such.toml"))
 
 
-def test_a_folder_is_no_config(tmp_path: Path) -> None:
+def test_a_folder_is_no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(tmp_path) in refused_file(tmp_path)
+    (tmp_path / "darts").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read(Path("darts")).experiment == "darts-digits"  # a system's name, whatever folder lies beside
 
 
 @pytest.mark.parametrize("content", [b"seed = ", b"[search\n", b"seed = 1\nseed = 2\n", b"name = '\xff'"])

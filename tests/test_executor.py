@@ -356,23 +356,31 @@ class Stubborn:
 
     exceptions = ray.exceptions
 
-    def __init__(self, failures: int) -> None:
+    def __init__(self, failures: int, error: Exception) -> None:
         self.failures = failures
+        self.error = error
         self.calls: list[str] = []
 
     def init(self, **_: object) -> None:
         self.calls.append("init")
         if self.calls.count("init") <= self.failures:
-            raise ray.exceptions.RaySystemError("Failed to connect to GCS.\nMore about it")
+            raise self.error
 
     def shutdown(self) -> None:
         self.calls.append("shutdown")
 
 
-def test_a_ray_of_our_own_that_does_not_start_is_given_a_second_chance() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.exceptions.RaySystemError("Failed to connect to GCS.\nMore about it"),
+        Exception("The current node timed out during startup.\nMore about it"),  # Ray's own choice, on a busy machine
+    ],
+)
+def test_a_ray_of_our_own_that_does_not_start_is_given_a_second_chance(error: Exception) -> None:
     config = ExecutorConfig()
-    once = Stubborn(1)
+    once = Stubborn(1, error)
     _start_ray(once, config)
     assert once.calls == ["init", "shutdown", "init"]
-    with pytest.raises(JobError, match=r"^Ray could not be reached on this machine: .*Failed to connect to GCS\.$"):
-        _start_ray(Stubborn(2), config)
+    with pytest.raises(JobError, match=r"^Ray could not be reached on this machine: .*(GCS|startup)\.$"):
+        _start_ray(Stubborn(2, error), config)

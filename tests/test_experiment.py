@@ -15,9 +15,10 @@ import torch
 
 import nas
 from nas import config as configuration
+from nas import executor
 from nas.data import load
 from nas.errors import ConfigError, ExperimentError, SpaceError
-from nas.search import Event
+from nas.progress import Event
 
 SMALL: dict[str, Any] = {
     "executor.kind": "in-process",
@@ -179,6 +180,38 @@ def test_more_trials_go_on_and_another_meaning_is_refused(tmp_path: Path) -> Non
         small(tmp_path, seed=1).search()
     with pytest.raises(ExperimentError, match=r"towers\.weight"):
         small(tmp_path, towers__weight=1.0).search()
+
+
+def test_the_same_images_by_another_path_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = load(configuration.DataConfig())
+    for name, images in (("one.npz", digits.train), ("other.npz", digits.validation)):
+        np.savez(tmp_path / name, images=images.pixels, labels=images.labels)
+    small(tmp_path / "results", data="one.npz", search__trials=1).search()
+    assert small(tmp_path / "results", data=str(tmp_path / "one.npz"), search__trials=2).search().done == 2
+    with pytest.raises(ExperimentError, match=r"data\.name .*the images"):
+        small(tmp_path / "results", data="other.npz").search()
+
+
+def test_a_search_whose_time_is_spent_says_so(tmp_path: Path) -> None:
+    small(tmp_path, search__trials=1).search()
+    events: list[Event] = []
+    assert small(tmp_path, search__trials=2, search__time=0.001, listen=events.append).search().done == 1
+    assert any("search.time" in (event.text or "") for event in events)
+
+
+def test_an_export_may_happen_on_another_machine_than_the_search(
+    finished: tuple[nas.Experiment, list[Event]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = executor.start
+
+    def with_a_gpu(config: configuration.ExecutorConfig) -> executor.Executor:
+        pool = start(config)
+        pool.on_gpu = True
+        return pool
+
+    monkeypatch.setattr(executor, "start", with_a_gpu)
+    assert finished[0].export(tmp_path / "export").checks
 
 
 def test_bad_input_writes_nothing(tmp_path: Path) -> None:

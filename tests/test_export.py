@@ -514,6 +514,11 @@ def test_nonsense_from_a_file_is_refused(logits: Any, complaint: str) -> None:
         verification.verify("x", answering(logits), NUMBERED, np.zeros((2, 2), np.float32), 1e9)
 
 
+def test_accuracy_is_of_the_images_that_were_compared() -> None:
+    logits, labels = np.eye(3, dtype=np.float32), np.array([0, 1, 0, 2, 2])
+    assert verification.accuracies(logits, labels, ("logits",)) == {"logits": pytest.approx(2 / 3)}
+
+
 def test_latency_gives_the_threads_back(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "LATENCY_SECONDS", 0.0)
     before = torch.get_num_threads()

@@ -398,6 +398,28 @@ def test_a_network_that_cannot_even_be_built_is_left_to_the_worker(bed: Bed) -> 
     assert bed.trials()[0].user_attrs[CAUSE] == "no network is 13 wide"
 
 
+class Picky(Dials):
+    """Refuses some of the values it asked for, as a validator of its architecture may."""
+
+    def suggest(self, trial: Any) -> Dial:
+        if (dial := super().suggest(trial)).width > self.widths // 2:
+            raise ValueError("this wide\nis no architecture")
+        return dial
+
+
+def test_a_space_that_makes_nothing_of_some_values_does_not_end_the_search(bed: Bed) -> None:
+    assert bed.drive(Instant(), Picky()).done == 8
+    causes = {trial.user_attrs[CAUSE] for trial in bed.trials() if trial.state == TrialState.FAIL}
+    assert causes == {"suggest failed: ValueError: this wide is no architecture"}
+
+
+def test_a_space_that_makes_nothing_at_all_says_why(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looping, "PROPOSALS_WITHOUT_CANDIDATE", 5)
+    with pytest.raises(SearchError, match="suggest failed: ValueError: this wide"):
+        bed.drive(Instant(), Picky(widths=1))
+    assert bed.states() == {"FAIL": 5}
+
+
 @pytest.mark.parametrize("limits", [{"max_params": 1003}, {"max_flops": 38 * 50 + 37}])
 def test_what_is_beyond_the_limits_is_told_so_and_never_trained(bed: Bed, limits: dict[str, int]) -> None:
     executor = Instant()

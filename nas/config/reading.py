@@ -24,12 +24,12 @@ def make(table: Mapping[str, Any]) -> Config:
 def read(path: Path | None, assignments: Iterable[str] = (), **sections: Any) -> Config:
     """The config of a file (None: defaults), then ``section.key=value`` assignments, then whole sections.
 
-    The name of a packaged system stands for its file, unless there is a file of that name; its experiments are
-    called after it. Values in assignments are TOML; what is not TOML is taken as a string, so that
+    The name of a packaged system stands for its file, unless there is a file (not a folder) of that name; its
+    experiments are called after it. Values in assignments are TOML; what is not TOML is taken as a string, so that
     ``data.name=digits`` works.
     """
     table: dict[str, Any] = {}
-    system = path.name if path is not None and not path.exists() else None
+    system = path.name if path is not None and (not path.exists() or path.is_dir()) else None
     if path is not None:
         path = path if system is None else _system(path)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -202,9 +203,9 @@ class Config(Section):
         return self.named_after(self.space.name.rpartition(":")[2] if ":" in self.space.name else self.space.name)
 
     def named_after(self, what: str) -> str:
-        """The name of an experiment with `what` on these data."""
+        """The name of an experiment with `what` on these data; what no name may hold becomes a hyphen."""
         data = Path(self.data.name)
-        return f"{what}-{data.stem if data.suffix == '.npz' else data.name}"
+        return re.sub(r"[^\w.-]+", "-", f"{what}-{data.stem if data.suffix == '.npz' else data.name}")
 
     @property
     def folder(self) -> Path:

@@ -71,8 +71,8 @@ def verify(file: str, load: Callable[[], Predict], pixels: Pixels, expected: Log
 
 def accuracies(logits: Logits, labels: Labels, heads: Sequence[str]) -> dict[str, float]:
     """Share of right predictions, 0 to 1, of each head; of labelled pixels, where labels are masks."""
+    labels = labels[: len(logits)]  # see `sample`
     if labels.ndim == 3:
-        labels = labels[: len(logits)]
         return {heads[0]: float((logits.argmax(1) == labels)[labels != IGNORED].mean())}
     each = logits.reshape(*logits.shape[:2], -1).argmax(1) == labels[:, None]
     return {head: float(right) for head, right in zip(heads, each.mean(0), strict=True)}
