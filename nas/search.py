@@ -102,7 +102,7 @@ class Search:
         keys = [rung.key for rung in rungs]
         told = [e.measurement for e in everything if e.measurement.rung in keys and e.measurement.key in self._trials]
         self._told = sorted(told, key=lambda m: keys.index(m.rung))
-        self._ladder: Promotion | None = None
+        self._ladder: Promotion[str] | None = None
         self._costs = np.ones(1)
         self._promoting = 0
         self._waiting: dict[str, list[int]] = {}  # by architecture in flight: the trials that asked for it
@@ -213,7 +213,7 @@ class Search:
         self._budget.save()
         self._listen(Event(self._progress(), name, measurement))
 
-    def _make_ladder(self) -> Promotion | None:
+    def _make_ladder(self) -> Promotion[str] | None:
         """The ladder for so many candidates, or for as long as there is time, with all that is known by now.
 
         None where too few candidates are wanted for anybody to be promoted.
@@ -225,7 +225,7 @@ class Search:
         if rungs == 1:
             return None
         self._costs = np.array(epochs[:rungs]) / epochs[rungs - 1]
-        ladder = Promotion(list(self._costs), budget, FREE, SIGNALS, seed=self._seed)
+        ladder: Promotion[str] = Promotion(list(self._costs), budget, FREE, SIGNALS, seed=self._seed)
         for one in self._told:
             if one.rung == self._rung.key:
                 ladder.offer([one.key], self._free(one.signals)[None], self._costs[None])
@@ -247,7 +247,7 @@ class Search:
         chosen = self._ladder.next(self._most())
         if chosen is None:
             return False
-        key, height = str(chosen[0]), chosen[1]
+        key, height = chosen
         architecture = self._candidates.space.architecture_type.from_json(self._known[key].architecture)
         self._promoting += 1
         self._executor.submit(Job.of(architecture, self._rungs[height], self._seed, self._trials[key]))

@@ -1,5 +1,7 @@
 """The production ladder replayed on a recorded table: what a policy finds for its budget, without any training.
 
+The ladder has the rungs of `ladder.rungs` and `ladder.factor`, as far as they were recorded; plain halving has all.
+
 Each repeat offers a fresh random half of the (restricted) table. Found is the best by score among the fully trained;
 the target is the top of the whole restricted table. Beside the ladder stand random search, plain successive halving
 (Jamieson and Talwalkar 2016), "train the largest", and halving that begins with the largest.
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.config import LadderConfig
 from nas.ladder import Policy, Promotion
 from nas.recorded import Table
 
@@ -36,7 +39,14 @@ class Simulation:
     repeats: int = 1000
     seed: int = 0
     workers: int = 1
+    ladder: LadderConfig = field(default_factory=LadderConfig)
     policy: Policy = field(default_factory=Policy)
+
+    def rungs(self, table: Table) -> list[int]:
+        """The recorded rungs that the ladder uses: full training, and those that cost about what its lower ones do."""
+        costs = np.log(table.costs.mean(axis=0))
+        below = costs[-1] - np.log(self.ladder.factor) * np.arange(self.ladder.rungs)
+        return sorted({int(np.abs(costs - wanted).argmin()) for wanted in below} | {table.rungs - 1})
 
 
 @dataclass(frozen=True)
@@ -145,9 +155,10 @@ def _repeat(table: Table, simulation: Simulation, repeat: int) -> list[_Replay]:
 
 def _ladder(table: Table, simulation: Simulation, offered: Ints, seed: int) -> _Replay:
     """The engine's default policy, with workers in virtual time."""
-    costs = table.costs[offered]
-    promotion = Promotion(
-        table.costs.mean(axis=0),
+    rungs = simulation.rungs(table)
+    costs = table.costs[offered][:, rungs]
+    promotion: Promotion[int] = Promotion(
+        list(table.costs.mean(axis=0)[rungs]),
         simulation.budget,
         table.free_names,
         table.signal_names,
@@ -166,8 +177,8 @@ def _ladder(table: Table, simulation: Simulation, offered: Ints, seed: int) -> _
         if not running:
             break
         now, _, candidate, rung = heapq.heappop(running)
-        at = offered[candidate]
-        promotion.tell(candidate, rung, float(table.scores[at, rung]), table.signals[at, rung])
+        at = offered[candidate], rungs[rung]
+        promotion.tell(candidate, rung, float(table.scores[at]), table.signals[at])
     found = promotion.found()
     assert found is not None, "the budget allows for any full training"
     return _Replay(int(offered[found]), promotion.spent, now)

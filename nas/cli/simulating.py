@@ -32,12 +32,15 @@ def simulate(
     towers: Annotated[
         str | None, typer.Option(help="Of a truth table: the proxies' towers, such as 'middle 1' or none.")
     ] = None,
+    rungs: Annotated[int | None, typer.Option(min=1, help="Rungs of the ladder. [default: ladder.rungs]")] = None,
+    factor: Annotated[int | None, typer.Option(min=2, help="Between rungs. [default: ladder.factor]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Replay the ladder and its rivals on a recorded table: how often each finds a top architecture, at what cost."""
     from nas import recorded
     from nas import simulate as simulation
     from nas.calibration import replay
+    from nas.config import LadderConfig
     from nas.errors import ConfigError
 
     rows = recorded.read(table)
@@ -48,7 +51,8 @@ def simulate(
     recording = recorded.table(rows, min_params, max_params)
     if not budget >= recording.dearest:
         raise ConfigError(f"budget {budget:g} does not pay for one full training, which costs {recording.dearest:g}")
-    setting = simulation.Simulation(budget, repeats, seed, workers)
+    chosen = {name: value for name, value in (("rungs", rungs), ("factor", factor)) if value is not None}
+    setting = simulation.Simulation(budget, repeats, seed, workers, LadderConfig(**chosen))
     with _bar(repeats) as listen:
         results = simulation.simulate(recording, setting, listen=listen)
     if as_json:

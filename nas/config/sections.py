@@ -132,10 +132,10 @@ class LadderConfig(Section):
     """Which candidates are trained again, for longer, before one is chosen: asynchronous successive halving."""
 
     rungs: Positive = Field(
-        3, description="Rungs of training: [proxy], then `factor` times its epochs, and so on; 1: none."
+        2, description="Rungs of training: [proxy], then `factor` times its epochs, and so on; 1: none."
     )
     factor: int = Field(
-        3, ge=2, description="Epochs of a rung over those below; one in so many candidates is promoted."
+        9, ge=2, description="Epochs of a rung over those of the rung below; one in so many candidates is promoted."
     )
 
 

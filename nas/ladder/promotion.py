@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,36 +20,28 @@ from numpy.typing import NDArray
 from nas.ladder.ranker import Beliefs, Floats, Observations, Pool, Ranker
 
 IDLE, RUNNING, DONE, FAILED = range(4)
-GOLDEN = 0.6180339887498949
-"""Multiples of it, modulo 1, fall evenly into the interval however many there are."""
-
 ROUNDING = 1e-9
+
+Key = TypeVar("Key", bound=Hashable)
+"""What the caller calls a candidate."""
 
 
 @dataclass(frozen=True)
 class Policy:
     """How the budget is spent. The default is the engine's.
 
-    `full` is full training's share of the budget; the rungs below share the rest evenly. The first `spread` newcomers
-    are spread evenly over the first feature. After that they are screened by their outlook: mean, plus `curious`
-    deviations, less `variety` for each candidate of the same family that was tried before. So every kind gets a hearing
-    before a common one gets its second. `bold` is how many deviations are added where candidates are promoted. The
-    ranker is refitted when outcomes have grown by `refit`. `screened` newcomers should be on offer when one is chosen.
-    With `resumed`, promotion goes on training and pays the difference; without, it trains anew and pays in full.
+    `full` is full training's share of the budget; the rungs below share the rest evenly. Newcomers are chosen by
+    their outlook, less `variety` deviations for each candidate of the same family that was tried before: every kind
+    gets a hearing before a common one gets many. The ranker is refitted when outcomes have grown by `refit`.
     """
 
-    full: float = 1 / 3
-    spread: int = 5
-    curious: float = 0.0
-    variety: float = 0.5
-    bold: float = 0.0
+    full: float = 1 / 2
+    variety: float = 0.2
     refit: float = 0.1
-    screened: int = 8
-    resumed: bool = False
     beliefs: Beliefs = field(default_factory=Beliefs)
 
 
-class Promotion:
+class Promotion(Generic[Key]):
     """One ladder at work.
 
     `costs` are what the rungs cost in full trainings, ascending; `budget` is in full trainings and is never exceeded
@@ -71,8 +64,8 @@ class Promotion:
         self._rungs = len(costs)
         self._ranker = Ranker(costs, self._policy.beliefs)
         self._generator = np.random.default_rng(seed)
-        self._keys: list[Hashable] = []
-        self._number: dict[Hashable, int] = {}
+        self._keys: list[Key] = []
+        self._number: dict[Key, int] = {}
         self._free = np.zeros((0, len(self._features)))
         self._costs = np.zeros((0, self._rungs))
         self._state = np.zeros((0, self._rungs), dtype=np.int8)
@@ -85,9 +78,8 @@ class Promotion:
         self._step = np.zeros(self._rungs)  # mean cost of a training
         self._fitted = -1
         self._outlook: tuple[Floats, Floats] = (np.zeros(0), np.zeros(0))
-        self._newcomers = 0
 
-    def offer(self, keys: Sequence[Hashable], features: Floats, costs: Floats) -> None:
+    def offer(self, keys: Sequence[Key], features: Floats, costs: Floats) -> None:
         """More candidates: their free features (n, F) and what each rung is expected to cost them (n, R)."""
         for key in keys:
             self._number[key] = len(self._keys)
@@ -98,12 +90,12 @@ class Promotion:
         self._tie = np.concatenate([self._tie, 1e-9 * self._generator.random(len(keys))])
         self._pool = self._plan = None
 
-    def enter(self, key: Hashable, features: Floats, costs: Floats) -> None:
+    def enter(self, key: Key, features: Floats, costs: Floats) -> None:
         """A newcomer that somebody else has chosen: offered, and in training at the cheapest rung."""
         self.offer([key], np.asarray(features)[None], np.asarray(costs)[None])
         self._start(self._number[key], 0)
 
-    def recall(self, key: Hashable, rung: int, score: float | None, signals: Sequence[float] = ()) -> None:
+    def recall(self, key: Key, rung: int, score: float | None, signals: Sequence[float] = ()) -> None:
         """An outcome of an earlier run, of a candidate that was offered; those at lower rungs come before."""
         self._start(self._number[key], rung)
         self.tell(key, rung, score, signals)
@@ -118,17 +110,11 @@ class Promotion:
         self._closed = True
 
     @property
-    def hungry(self) -> bool:
-        """Whether candidates should be offered before the next one is chosen."""
-        untrained = int((self._state == IDLE).all(axis=1).sum())
-        return not self._closed and untrained < self._policy.screened
-
-    @property
     def spent(self) -> float:
         """Full trainings spent, with what is running."""
         return float(self._spent.sum())
 
-    def next(self, limit: float = math.inf) -> tuple[Hashable, int] | None:
+    def next(self, limit: float = math.inf) -> tuple[Key, int] | None:
         """The training to start now, (key, rung); None: wait for outcomes or offers, or the budget is spent.
 
         `limit` is what a training may cost at most, where there is less time than budget.
@@ -143,7 +129,7 @@ class Promotion:
         return None if chosen is None else self._start(chosen, self._rungs - 1)
 
     def tell(
-        self, key: Hashable, rung: int, score: float | None, signals: Sequence[float] = (), cost: float | None = None
+        self, key: Key, rung: int, score: float | None, signals: Sequence[float] = (), cost: float | None = None
     ) -> None:
         """The outcome of a training that was started; `score` None: it failed, and the candidate drops out.
 
@@ -152,13 +138,13 @@ class Promotion:
         candidate = self._number[key]
         assert self._state[candidate, rung] == RUNNING, f"{key!r} is not in training at rung {rung}"
         if cost is not None:
-            self._spent[rung] += cost - self._price(rung)[candidate]
+            self._spent[rung] += cost - self._costs[candidate, rung]
         self._state[candidate, rung] = DONE if score is not None else FAILED
         if score is not None:
             row = np.array(signals if len(signals) else [np.nan] * len(self._signals), dtype=np.float64)
             self._told.append((candidate, rung, score, row))
 
-    def found(self) -> Hashable | None:
+    def found(self) -> Key | None:
         """The candidate with the best score among those fully trained."""
         top = [(score, -candidate) for candidate, rung, score, _ in self._told if rung == self._rungs - 1]
         return self._keys[-max(top)[1]] if top else None
@@ -208,10 +194,11 @@ class Promotion:
             able = (state == IDLE).all(axis=1)
         else:
             able = (state[:, rung - 1] == DONE) & (state[:, rung:] == IDLE).all(axis=1)
-        able &= self._price(rung) <= left + ROUNDING
+        able &= self._costs[:, rung] <= left + ROUNDING
         if not able.any():
             return None
-        return self._newcomer(able) if rung == 0 else self._foremost(able, self._policy.bold)
+        outlook = self.outlook()[0]
+        return self._first(able, outlook - self._crowded() if rung == 0 else outlook)
 
     def _awaited(self) -> bool:
         """Whether the next full training is the last one planned, and outcomes that it should be chosen by are due."""
@@ -219,22 +206,11 @@ class Promotion:
         last = self._spent[top] + 1.5 * self._step[top] > self._planned()[top]
         return bool(last and (self._state[:, :top] == RUNNING).any())
 
-    def _newcomer(self, able: NDArray[np.bool_]) -> int:
-        """Spread over the first feature; later by outlook and variety."""
-        self._newcomers += 1
-        if self._newcomers > self._policy.spread or not self._features:
-            mean, deviation = self.outlook()
-            assert self._pool is not None
-            tried = np.bincount(self._pool.family[(self._state != IDLE).any(axis=1)], minlength=len(self._pool.values))
-            crowded = self._policy.variety * tried[self._pool.family]
-            return self._first(able, mean + self._policy.curious * deviation - crowded)
-        candidates = np.flatnonzero(able)
-        order = candidates[np.lexsort((self._tie[candidates], self._free[candidates, 0]))]
-        return int(order[int(GOLDEN * self._newcomers % 1 * len(order))])
-
-    def _foremost(self, able: NDArray[np.bool_], deviations: float) -> int:
-        mean, deviation = self.outlook()
-        return self._first(able, mean + deviations * deviation)
+    def _crowded(self) -> Floats:
+        """What each candidate loses because others of its family were tried."""
+        assert self._pool is not None
+        tried = np.bincount(self._pool.family[(self._state != IDLE).any(axis=1)], minlength=len(self._pool.values))
+        return np.asarray(self._policy.variety * tried[self._pool.family])
 
     def _first(self, able: NDArray[np.bool_], values: Floats) -> int:
         candidates = np.flatnonzero(able)
@@ -246,20 +222,13 @@ class Promotion:
             return None
         top = self._rungs - 1
         able = (self._state[:, top] == IDLE) & (self._state != FAILED).all(axis=1)
-        able &= self._price(top) <= self._budget - self.spent + ROUNDING
-        return self._foremost(able, 0.0) if able.any() else None
+        able &= self._costs[:, top] <= self._budget - self.spent + ROUNDING
+        return self._first(able, self.outlook()[0]) if able.any() else None
 
-    def _start(self, candidate: int, rung: int) -> tuple[Hashable, int]:
-        self._spent[rung] += self._price(rung)[candidate]
+    def _start(self, candidate: int, rung: int) -> tuple[Key, int]:
+        self._spent[rung] += self._costs[candidate, rung]
         self._state[candidate, rung] = RUNNING
         return self._keys[candidate], rung
-
-    def _price(self, rung: int) -> Floats:
-        """What a training at this rung would cost each candidate."""
-        if not self._policy.resumed:
-            return self._costs[:, rung]
-        paid = np.where(self._state[:, :rung] == DONE, self._costs[:, :rung], 0.0)
-        return self._costs[:, rung] - paid.max(axis=1, initial=0.0)
 
     def _observations(self) -> Observations:
         return Observations(
