@@ -111,6 +111,8 @@ def _checked(rows: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in NEEDED if name not in rows]
     if missing:
         raise DataError(f"the table has no column {', '.join(missing)}; it needs {', '.join(NEEDED)}")
+    if rows.empty:
+        raise DataError("the table has no rows")
     for name in (*NEEDED[1:], *([TRUTH] if TRUTH in rows else [])):
         if rows[name].dtype.kind not in "iuf":
             first = next((value for value in rows[name] if not _is_number(value)), rows[name].iloc[0])
@@ -120,8 +122,6 @@ def _checked(rows: pd.DataFrame) -> pd.DataFrame:
             raise DataError(f"column {name} of the table has empty cells")
     if (rows["cost"] <= 0).any() or (rows["epochs"] <= 0).any():
         raise DataError("columns cost and epochs of the table must be more than 0")
-    if rows.empty:
-        raise DataError("the table has no rows")
     twice = rows.duplicated(["architecture", "epochs"])
     if twice.any():
         first = rows[twice].iloc[0]
