@@ -150,7 +150,8 @@ def test_signals_of_a_measurement(finished: nas.Experiment) -> None:
     assert records is not None
     proxy, *retrained = (entry.measurement for entry in records.all())
     towers = {f"tower0_{name}" for name in ("loss", "accuracy", "miou")}
-    common = {"params", "flops", "tower_share", "train_loss", "train_accuracy"} | towers
+    towers |= {"tower_share", "tower_loss", "tower_accuracy", "tower_gap"}
+    common = {"params", "flops", "train_loss", "train_accuracy", "tse", "tse_e", "tse_ema"} | towers
     assert set(proxy.signals) == common | {"val_loss", "val_accuracy", "val_miou"}
     assert [set(one.signals) for one in retrained] == [common | {"test_loss", "test_accuracy", "test_miou"}]
 

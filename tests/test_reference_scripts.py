@@ -1,4 +1,4 @@
-"""The scripts behind results/reference/calibration, in small."""
+"""The scripts behind results/reference/calibration and results/reference/comparison, in small."""
 
 from __future__ import annotations
 
@@ -41,3 +41,16 @@ def test_the_baselines_find_something(tmp_path: Path, method: str) -> None:
     assert found["trials"]["COMPLETE"] >= 1
     assert 0 < found["accuracy"] <= 1
     assert "stem" in found["architecture"]
+
+
+@pytest.mark.slow
+def test_searches_are_compared(tmp_path: Path) -> None:
+    words = ["--small", "--folder", str(tmp_path / "work"), "--to", str(tmp_path / "report")]
+    assert "4/4" in run("compare_searches", *words)
+    networks = pd.read_csv(tmp_path / "report" / "networks.csv")
+    assert list(networks["method"]) == ["engine", "hyperband", "tpe", "random"]
+    assert networks["test_accuracy"].between(0, 1).all()
+    searches = pd.read_csv(tmp_path / "report" / "searches.csv").set_index("method")
+    ahead = searches.loc["engine", "accuracy"] - searches.loc["tpe", "accuracy"]
+    assert searches.loc["tpe", "engine_ahead"] == pytest.approx(ahead)
+    assert "4/4" not in run("compare_searches", *words, "--report")  # nothing is done twice
