@@ -72,6 +72,7 @@ class Place:
             "space.stem": "[8,8]",
             "space.notes": str(self.notes),
             "proxy.epochs": "5",
+            "ladder.rungs": "1",  # each candidate is trained once; promotions that die are tested in test_search
             "executor.device": "cpu",
         }
         words = [sys.executable, "-m", "nas", "search", "--name", "faults", "--results", str(self.folder)]

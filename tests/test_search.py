@@ -607,7 +607,7 @@ def test_a_search_killed_before_any_commit_loses_nothing_and_counts_nothing_twic
 
     number = 0
     while True:
-        number += 61 if number > 40 else 5  # a trial takes about 14
+        number += 3
         bed = beds()
         killed, after = Instant(2, answer), Instant(2, answer)
         try:
@@ -627,7 +627,7 @@ def test_a_search_killed_before_any_commit_loses_nothing_and_counts_nothing_twic
             if trial.state == TrialState.COMPLETE:
                 key = Dial.from_json(trial.user_attrs["architecture"]).key
                 assert trial.values == [expected[key].signals["val_loss"]]
-    assert number > 60, "the search made fewer commits than there are places to die"
+    assert number > 15, "the search made fewer commits than there are places to die"
 
 
 # ----------------------------------------------------------------------------------------- what one sees
@@ -687,7 +687,7 @@ def test_the_best_are_measured_at_a_higher_rung_and_optuna_hears_of_the_lowest_a
     lowest, highest = found["proxy"], found["x9"]
     assert len(lowest) == 60
     assert 15 <= len(found["x3"]) <= 25
-    assert 5 <= len(highest) <= 8
+    assert 10 <= len(highest) <= 15
     assert set(highest) <= set(found["x3"]) <= set(lowest)
     assert statistics.median(lowest[key] for key in highest) < statistics.quantiles(lowest.values(), n=3)[0]
     told = {trial.user_attrs["architecture"]: trial.values for trial in bed.trials()}
@@ -710,8 +710,8 @@ def test_a_promotion_does_not_wait_for_the_lowest_rung_to_be_done(bed: Bed) -> N
 
 
 def test_nobody_is_promoted_where_few_candidates_are_wanted(bed: Bed) -> None:
-    bed.drive(executor := Instant(1, climbing), trials=2, rungs=LADDER)
-    assert [job.rung.name for job in executor.given] == ["proxy"] * 2
+    bed.drive(executor := Instant(1, climbing), trials=4, rungs=(LADDER[0], LADDER[2]))
+    assert [job.rung.name for job in executor.given] == ["proxy"] * 4
 
 
 def test_with_time_alone_both_rungs_get_their_share_of_it(bed: Bed) -> None:
