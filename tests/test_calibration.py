@@ -376,14 +376,15 @@ def test_which_signals_are_better_when_less() -> None:
 
 def test_the_cheapest_that_reaches_is_recommended(report: Report) -> None:
     signals = report.signals.iloc[:0]
-    columns = ["rung", "signal", "kind", "cost", "tau", "tau_low", "tau_high"]
+    columns = ["rung", "signal", "kind", "cost", "tau", "tau_low", "tau_high", "n"]
     signals = pd.DataFrame(
         [
-            ("free", "params", "baseline", 0.0, 0.4, 0.3, 0.5),
-            ("a", "x", "proxy", 0.05, 0.62, 0.5, 0.7),
-            ("a", "y", "proxy", 0.05, 0.63, 0.5, 0.7),
-            ("b", "x", "proxy", 0.15, 0.7, 0.61, 0.8),
-            ("full", "x", "full", 0.01, 0.9, 0.9, 0.9),
+            ("free", "params", "baseline", 0.0, 0.4, 0.3, 0.5, 40),
+            ("a", "x", "proxy", 0.05, 0.62, 0.5, 0.7, 40),
+            ("a", "y", "proxy", 0.05, 0.63, 0.5, 0.7, 39),
+            ("a", "only some have it", "proxy", 0.05, 0.9, 0.8, 0.95, 20),
+            ("b", "x", "proxy", 0.15, 0.7, 0.61, 0.8, 40),
+            ("full", "x", "full", 0.01, 0.9, 0.9, 0.9, 40),
         ],
         columns=columns,
     )

@@ -5,7 +5,7 @@
 
 from nas.calibration.agreement import Estimate, proxy_tau, tau
 from nas.calibration.analysis import Report, calibrate
-from nas.calibration.recommending import Recommendation, recommend
+from nas.calibration.recommending import Recommendation, general, recommend
 from nas.calibration.table import read
 
-__all__ = ["Estimate", "Recommendation", "Report", "calibrate", "proxy_tau", "read", "recommend", "tau"]
+__all__ = ["Estimate", "Recommendation", "Report", "calibrate", "general", "proxy_tau", "read", "recommend", "tau"]

@@ -12,6 +12,7 @@ from nas.errors import InputError
 
 DEFAULT_SHARE = 0.85
 DEFAULT_TAU = 0.6
+NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,19 @@ def recommend(report: Report, *, tau: float | None = None, of_ceiling: float | N
 
 
 def candidates(report: Report) -> pd.DataFrame:
-    """Signals and rankers of what costs less than full training, with a `name`."""
-    signals = report.signals[report.signals["kind"].isin(["baseline", "free", "proxy"])]
+    """Signals and rankers of what costs less than full training, with a `name`; those that nearly all candidates have.
+
+    What only some have, such as the loss of a fourth tower, cannot rank the others.
+    """
+    signals = report.signals[report.signals["kind"].isin(["baseline", "free", "proxy"]) & general(report.signals)]
     named = signals.assign(name=signals["signal"])
     both = report.rankers.assign(name=report.rankers["ranker"] + " on " + report.rankers["features"])
     return pd.concat([named, both], ignore_index=True)
+
+
+def general(signals: pd.DataFrame) -> pd.Series[bool]:
+    """Which signals nearly all architectures have."""
+    return signals["n"] >= NEARLY_ALL * signals["n"].max()
 
 
 def _cheapest(rows: pd.DataFrame) -> dict[str, Any] | None:

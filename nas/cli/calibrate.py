@@ -159,8 +159,10 @@ def _print(found: Report, advice: Recommendation) -> None:
 
 
 def _best(found: Report, chosen: pd.Series[bool]) -> pd.DataFrame:
-    """The best signals of each rung, and the one asked for."""
-    rows = found.signals[chosen]
+    """The best signals of each rung among those that nearly all architectures have, and the one asked for."""
+    from nas.calibration import general
+
+    rows = found.signals[chosen & (general(found.signals) | (found.signals["signal"] == found.signal))]
     place = rows.groupby("rung")["tau"].rank(ascending=False, method="first")
     order = rows["rung"].map({rung: number for number, rung in enumerate(rows["rung"].unique())})
     rows = rows.assign(order=order)[(place <= SHOWN) | (rows["signal"] == found.signal)]
