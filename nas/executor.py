@@ -26,6 +26,9 @@ from nas.proxy import Bench, Job, Outcome, Setting, tune_process
 ATTEMPTS = 2
 """How often a job is tried when workers die on it, and Ray when it does not start."""
 
+STILLBORN = 3
+"""So many workers in a row may die as they start; one more, and none is expected to live."""
+
 START = 120.0
 """Seconds in which a worker must have started where none is running."""
 
@@ -185,6 +188,7 @@ class OverRay(Executor):
         self._flying: dict[Any, tuple[Job, int, Any]] = {}
         self._setting: Any = None
         self._sign_of_life = time.monotonic()
+        self._stillborn = 0
         for _ in range(self.slots):  # they import torch while the driver loads the data
             self._add_actor()
 
@@ -261,13 +265,17 @@ class OverRay(Executor):
         self._starting[actor.ready.remote()] = actor
 
     def _started(self, reference: Any) -> None:
-        """A worker that runs is free for jobs; one that died before is replaced."""
+        """A worker that runs is free for jobs; one that died before is replaced, as long as others do start."""
         actor = self._starting.pop(reference)
         try:
             self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
+            self._stillborn += 1
+            if self._stillborn > STILLBORN:
+                raise JobError(f"{self._stillborn} workers in a row died as they started: see Ray's logs") from error
             self._replace(actor, error)
         else:
+            self._stillborn = 0
             self._idle.append(actor)
 
     def _replace(self, actor: Any, error: Exception) -> None:

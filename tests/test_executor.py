@@ -272,6 +272,19 @@ def test_workers_that_cannot_be_set_up_end_the_work_and_are_no_candidates_fault(
 # ------------------------------------------------------------------------------------------------- places
 
 
+def test_workers_that_die_as_they_start_are_not_replaced_for_ever(
+    cluster: Executor, tmp_path: Path, data: Data
+) -> None:
+    file = tmp_path / "deadly.py"
+    file.write_text(f"import os\nif os.getpid() != {os.getpid()}:\n    os._exit(1)\n{SPACE}")
+    setting = Setting(SpaceSpec.of(f"{file}:Space", {"notes": str(tmp_path)}), data, SearchConfig())
+    with OverRay(ExecutorConfig(workers=1, device="cpu")) as executor:
+        executor.use(setting)
+        executor.submit(job(setting, "learn"))
+        with pytest.raises(JobError, match="workers in a row died as they started"):
+            some_outcomes(executor, 1)
+
+
 def test_four_workers_of_half_a_gpu_see_two_gpus_twice(cluster: Executor) -> None:
     with OverRay(ExecutorConfig(workers=4, gpus=0.5)) as executor:
         assert executor.slots == 4
