@@ -28,9 +28,9 @@ def folder(nas: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("cli")
     done = nas("run", "--name", "first", *SMALL, cwd=cwd)
     assert done.returncode == 0, done.stderr
-    for line in ("the best five of 3 candidates", "winner (trial", "random (mean of 3)", "model.onnx", "Exported to"):
+    for line in ("the best of 3 candidates", "winner (trial", "random (mean of 3)", "model.onnx", "Exported to"):
         assert line in done.stdout
-    assert "trial 1 " not in done.stdout.partition("the best five")[0], "no line a candidate where no terminal is"
+    assert "trial 1 " not in done.stdout.partition("the best of")[0], "no line a candidate where no terminal is"
     return cwd
 
 

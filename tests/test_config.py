@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from nas.config import Config, SpaceConfig, TowersConfig, assign, explained, make, read
+from nas.config import Config, SpaceConfig, TowersConfig, assign, explained, make, read, resume
 from nas.errors import ConfigError
 
 SECTIONS = {key: kind for key, field in Config.model_fields.items() if isinstance(kind := field.annotation, type)}
@@ -358,3 +358,25 @@ def test_with_its_settings_a_space_is_explained_too() -> None:
         assert any(line.startswith(f"{key} = ") and str(field.description) in line for line in text.splitlines()), key
     again = make(tomllib.loads(text)).space
     assert search_spaces.load(again.name, again.settings).settings == space.settings
+
+
+@pytest.mark.parametrize(
+    ("given", "ends"),
+    [
+        ({"search.time": "5m"}, (None, 300)),
+        ({"search.trials": 9}, (9, None)),
+        ({"search.trials": 9, "search.time": "5m"}, (9, 300)),
+        ({}, (30, None)),
+    ],
+)
+def test_a_new_time_is_not_ended_by_an_earlier_number_of_trials(
+    tmp_path: Path, given: dict[str, Any], ends: tuple[Any, Any]
+) -> None:
+    folder = tmp_path / "again"
+    folder.mkdir()
+    (folder / "config.toml").write_text('name = "again"\n[search]\ntrials = 30\n')
+    search = resume(None, name="again", results=str(tmp_path), **given).search
+    assert (search.trials, search.time) == ends
+    by_assignment = [f"{key}={value}" for key, value in given.items()]
+    search = resume(None, by_assignment, name="again", results=str(tmp_path)).search
+    assert (search.trials, search.time) == ends

@@ -283,7 +283,7 @@ def _print_best(experiment: Experiment) -> None:
     rows = experiment.leaderboard()
     best = [row for row in rows if row.kind == "reference" or (row.rank or 6) <= 5]
     candidates = sum(row.kind == "candidate" for row in rows)
-    title = f"{experiment.config.experiment}: the best five of {candidates} candidates"
+    title = f"{experiment.config.experiment}: the best of {candidates} candidates"
     out.print(drawing.board(best, title, out.width))
 
 

@@ -62,10 +62,21 @@ def _system(name: Path) -> Path:
 
 
 def resume(path: Path | None, assignments: Sequence[str] = (), **sections: Any) -> Config:
-    """As `read`; but without a file, an experiment of that name that has begun goes on with its own config."""
+    """As `read`; but without a file, an experiment of that name that has begun goes on with its own config.
+
+    Where only a number of trials or only a time is given now, the other limit of earlier runs is forgotten.
+    """
     config = read(path, assignments, **sections)
     own = config.folder / "config.toml"
-    return read(own, assignments, **sections) if path is None and own.is_file() else config
+    if path is not None or not own.is_file():
+        return config
+    config = read(own, assignments, **sections)
+    given = {key for key, value in sections.items() if value is not None}
+    given |= {one.partition("=")[0].strip() for one in assignments}
+    forgotten = [key for key in ("trials", "time") if f"search.{key}" not in given]
+    if len(forgotten) == 1:
+        return config.model_copy(update={"search": config.search.model_copy(update={forgotten[0]: None})})
+    return config
 
 
 def assign(table: dict[str, Any], dotted: str, value: Any) -> None:
