@@ -687,7 +687,7 @@ def test_the_best_are_measured_at_a_higher_rung_and_optuna_hears_of_the_lowest_a
     lowest, highest = found["proxy"], found["x9"]
     assert len(lowest) == 60
     assert 15 <= len(found["x3"]) <= 25
-    assert 10 <= len(highest) <= 15
+    assert 18 <= len(highest) <= 25
     assert set(highest) <= set(found["x3"]) <= set(lowest)
     assert statistics.median(lowest[key] for key in highest) < statistics.quantiles(lowest.values(), n=3)[0]
     told = {trial.user_attrs["architecture"]: trial.values for trial in bed.trials()}
@@ -705,13 +705,13 @@ def test_a_promotion_does_not_wait_for_the_lowest_rung_to_be_done(bed: Bed) -> N
     executor = Instant(1, climbing)
     bed.drive(executor, trials=60, rungs=LADDER)
     names = [job.rung.name for job in executor.given]
-    assert names.index("x9") < 40
-    assert names.index("x9") > 5
+    assert 1 < names.index("x9") < 20
+    assert max(place for place, name in enumerate(names) if name == "proxy") > len(names) / 2
 
 
 def test_nobody_is_promoted_where_few_candidates_are_wanted(bed: Bed) -> None:
-    bed.drive(executor := Instant(1, climbing), trials=4, rungs=(LADDER[0], LADDER[2]))
-    assert [job.rung.name for job in executor.given] == ["proxy"] * 4
+    bed.drive(executor := Instant(1, climbing), trials=2, rungs=(LADDER[0], LADDER[2]))
+    assert [job.rung.name for job in executor.given] == ["proxy"] * 2
 
 
 def test_with_time_alone_both_rungs_get_their_share_of_it(bed: Bed) -> None:
@@ -727,7 +727,8 @@ def test_with_time_alone_both_rungs_get_their_share_of_it(bed: Bed) -> None:
     spent = Counter[str]()
     for job in executor.given:
         spent[job.rung.name] += job.rung.epochs
-    assert all(0.2 < spent[rung.name] / sum(spent.values()) < 0.5 for rung in LADDER)
+    shares = [spent[rung.name] / sum(spent.values()) for rung in LADDER]
+    assert shares == pytest.approx([1 / 6, 1 / 6, 2 / 3], abs=0.1)
 
 
 @pytest.mark.parametrize("slots", [1, 2])

@@ -35,7 +35,7 @@ class Policy:
     gets a hearing before a common one gets many. The ranker is refitted when outcomes have grown by `refit`.
     """
 
-    full: float = 1 / 2
+    full: float = 2 / 3
     variety: float = 0.2
     refit: float = 0.1
     beliefs: Beliefs = field(default_factory=Beliefs)

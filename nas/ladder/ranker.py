@@ -34,7 +34,7 @@ class Beliefs:
     """What the ranker presumes before it sees outcomes. Scores are thought of in standard deviations at their rung."""
 
     size_slope: float = 0.5  # per e-fold of parameters, after full training
-    slope_doubt: float = 0.4  # deviation of that slope, and of each other feature's
+    slope_doubt: float = 0.4  # deviation of that slope, and of the other features' together
     slope_kept: float = 0.8  # correlation of slopes over a factor of 3 in cost
     family: float = 0.6  # share of the variance of full scores that families explain
     family_fade: float = 0.15  # less of it for each factor of 3 in cost
@@ -51,6 +51,7 @@ class Pool:
 
     values: Floats
     slopes: Floats  # (F,) presumed slope of each feature
+    doubts: Floats  # (F,) its deviation, in slope_doubt
     family: Ints
 
     @classmethod
@@ -62,6 +63,7 @@ class Pool:
         """
         beliefs = beliefs or Beliefs()
         columns, slopes = [], []
+        others: list[bool] = []
         for column, name in zip(np.asarray(features, dtype=np.float64).T, names, strict=True):
             column = np.where(np.isfinite(column), column, np.nan)
             if np.isnan(column).all() or np.nanmin(column) == np.nanmax(column):
@@ -73,10 +75,12 @@ class Pool:
                 column = column / column.std()
             columns.append(column - column.mean())
             slopes.append(beliefs.size_slope if name == "params" else 0.0)
+            others.append(name != "params")
         if not columns:
-            return cls(np.zeros((1, 0)), np.zeros(0), np.zeros(len(features), dtype=np.int64))
+            return cls(np.zeros((1, 0)), np.zeros(0), np.zeros(0), np.zeros(len(features), dtype=np.int64))
+        doubts = np.where(others, 1 / math.sqrt(max(1, sum(others))), 1.0)
         values, family = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
-        return cls(values, np.array(slopes), family.reshape(-1).astype(np.int64))
+        return cls(values, np.array(slopes), doubts, family.reshape(-1).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class Ranker:
         families = np.arange(len(pool.values))
         top = np.full(len(families), self._top)
         cross = self._kernel(pool, families, top, family, rung)
-        slopes = self._slopes[-1, -1] * (pool.values**2).sum(axis=1)
+        slopes = self._slopes[-1, -1] * ((pool.values * pool.doubts) ** 2).sum(axis=1)
         prior = self._family[-1, -1] + self._own[-1, -1] + slopes
         mean = (self._trend[-1] * drift + cross @ weights)[pool.family]
         variance = (prior - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0))[pool.family]
@@ -187,7 +191,7 @@ class Ranker:
         a, b = pool.values[one], pool.values[other]
         apart = ((a[:, None] - b[None]) ** 2).sum(axis=2) / self._beliefs.family_width**2
         alike = self._family[one_rung[:, None], other_rung[None]] * np.exp(-0.5 * np.minimum(apart, 100.0))
-        slopes = self._slopes[one_rung[:, None], other_rung[None]] * (a @ b.T)
+        slopes = self._slopes[one_rung[:, None], other_rung[None]] * (a * pool.doubts**2 @ b.T)
         return np.asarray(alike + slopes)
 
 
