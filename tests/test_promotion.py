@@ -122,7 +122,7 @@ def test_workers_stay_busy_until_the_end() -> None:
     for workers in (1, 2, 4):
         run = climb(Promotion(costs.mean(axis=0), 12.0, ["params"]), scores, costs, workers)
         assert run.paid > 11.0
-        assert run.idle <= 2.5 * workers, "only the last full trainings are waited for"
+        assert run.idle <= 1.5 * workers, "only the last full trainings are waited for"
 
 
 def test_one_full_training_is_always_kept_for_the_end() -> None:

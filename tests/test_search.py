@@ -687,7 +687,7 @@ def test_the_best_are_measured_at_a_higher_rung_and_optuna_hears_of_the_lowest_a
     lowest, highest = found["proxy"], found["x9"]
     assert len(lowest) == 60
     assert 15 <= len(found["x3"]) <= 25
-    assert 18 <= len(highest) <= 25
+    assert 8 <= len(highest) <= 12
     assert set(highest) <= set(found["x3"]) <= set(lowest)
     assert statistics.median(lowest[key] for key in highest) < statistics.quantiles(lowest.values(), n=3)[0]
     told = {trial.user_attrs["architecture"]: trial.values for trial in bed.trials()}
@@ -728,7 +728,7 @@ def test_with_time_alone_both_rungs_get_their_share_of_it(bed: Bed) -> None:
     for job in executor.given:
         spent[job.rung.name] += job.rung.epochs
     shares = [spent[rung.name] / sum(spent.values()) for rung in LADDER]
-    assert shares == pytest.approx([1 / 6, 1 / 6, 2 / 3], abs=0.1)
+    assert shares == pytest.approx([0.29, 0.29, 0.43], abs=0.08)
 
 
 @pytest.mark.parametrize("slots", [1, 2])

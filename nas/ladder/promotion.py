@@ -30,15 +30,22 @@ Key = TypeVar("Key", bound=Hashable)
 class Policy:
     """How the budget is spent. The default is the engine's.
 
-    `full` is full training's share of the budget; the rungs below share the rest evenly. Newcomers are chosen by
-    their outlook, less `variety` deviations for each candidate of the same family that was tried before: every kind
-    gets a hearing before a common one gets many. The ranker is refitted when outcomes have grown by `refit`.
+    `full` is full training's share of the budget (see `share`); the rungs below share the rest evenly. Newcomers are
+    chosen by their outlook, less `variety` deviations for each candidate of the same family that was tried before:
+    every kind gets a hearing before a common one gets many. The ranker is refitted when outcomes have grown by `refit`.
     """
 
     full: float = 2 / 3
     variety: float = 0.2
     refit: float = 0.1
     beliefs: Beliefs = field(default_factory=Beliefs)
+
+    def share(self, costs: Sequence[float]) -> float:
+        """Full training's share of the budget: `full`, but no more than half of the rung below are ever promoted."""
+        if len(costs) == 1:
+            return 1.0
+        most = 0.5 * costs[-1] / costs[-2] / (len(costs) - 1)  # times the share of all that is below
+        return min(self.full, most / (1 + most))
 
 
 class Promotion(Generic[Key]):
@@ -176,7 +183,7 @@ class Promotion(Generic[Key]):
         if self._plan is None:
             self._step = self._costs.mean(axis=0)
             one = float(self._step[-1])
-            full = one * max(1, round(self._budget * self._policy.full / one))
+            full = one * max(1, round(self._budget * self._policy.share(self._step) / one))
             rest = max(self._budget - full, ROUNDING) / max(1, self._rungs - 1)
             self._plan = np.array([rest] * (self._rungs - 1) + [full])
         return self._plan
@@ -218,9 +225,9 @@ class Promotion(Generic[Key]):
 
     def _with_the_rest(self) -> int | None:
         """Nothing is left to do as planned: whom to train fully with what is left of the budget."""
-        if not self._closed or (self._state == RUNNING).any():
-            return None
         top = self._rungs - 1
+        if not self._closed or (self._state[:, :top] == RUNNING).any():
+            return None
         able = (self._state[:, top] == IDLE) & (self._state != FAILED).all(axis=1)
         able &= self._costs[:, top] <= self._budget - self.spent + ROUNDING
         return self._first(able, self.outlook()[0]) if able.any() else None
@@ -245,8 +252,8 @@ def budget_for(newcomers: int, costs: Sequence[float], policy: Policy | None = N
     `costs` ascend, in any unit; the budget is in trainings at the highest rung that is left. A rung is left out for
     which not even one training would be due. One rung: nobody is promoted.
     """
-    full = (policy or Policy()).full
     for rungs in range(len(costs), 1, -1):
+        full = (policy or Policy()).share(costs[:rungs])
         budget = newcomers * costs[0] / costs[rungs - 1] * (rungs - 1) / (1 - full)
         if round(budget * full) >= 1:
             return rungs, budget
