@@ -183,7 +183,7 @@ class Promotion(Generic[Key]):
         if self._plan is None:
             self._step = self._costs.mean(axis=0)
             one = float(self._step[-1])
-            full = one * max(1, round(self._budget * self._policy.share(self._step) / one))
+            full = one * max(1, round(self._budget * self._policy.share(self._step.tolist()) / one))
             rest = max(self._budget - full, ROUNDING) / max(1, self._rungs - 1)
             self._plan = np.array([rest] * (self._rungs - 1) + [full])
         return self._plan
