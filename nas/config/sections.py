@@ -134,9 +134,7 @@ class LadderConfig(Section):
     rungs: Positive = Field(
         2, description="Rungs of training: [proxy], then `factor` times its epochs, and so on; 1: none."
     )
-    factor: int = Field(
-        9, ge=2, description="Epochs of a rung over those of the rung below; one in so many candidates is promoted."
-    )
+    factor: int = Field(9, ge=2, description="Epochs of a rung over those of the rung below.")
 
 
 class ExecutorConfig(Section):
