@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from truths import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,3 +55,13 @@ def test_searches_are_compared(tmp_path: Path) -> None:
     ahead = searches.loc["engine", "accuracy"] - searches.loc["tpe", "accuracy"]
     assert searches.loc["tpe", "engine_ahead"] == pytest.approx(ahead)
     assert "4/4" not in run("compare_searches", *words, "--report")  # nothing is done twice
+
+
+@pytest.mark.slow
+def test_the_reference_simulations_in_small(tmp_path: Path) -> None:
+    synthetic(40).to_parquet(tmp_path / "truth.parquet")
+    words = ["truth", "--table", str(tmp_path / "truth.parquet"), "--repeats", "10", "--to", str(tmp_path)]
+    assert "random search" in run("simulate_reference", *words)
+    rows = pd.read_csv(tmp_path / "simulations-truth.csv")
+    assert rows.groupby(["towers", "policy"])["seed"].nunique().eq(10).all()
+    assert rows["cost"].le(6.001).all()
