@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nas.config import Config, Recipe, TowersConfig, make
-from nas.ladder import Rung, proxy_rung, retrain_rung
+from nas.ladder import Rung, proxy_rung, retrain_rung, rungs
 
 OTHER_RECIPES: dict[str, Any] = {
     "epochs": 2,
@@ -94,3 +94,20 @@ def test_retraining_keeps_the_towers_or_drops_all_of_them(towers: bool) -> None:
     config = make({"towers": {"placement": [1], "weight": 0.5}, "retrain": {"towers": towers}})
     assert proxy_rung(config, 100).towers == config.towers
     assert retrain_rung(config, 100).towers.placement == ((1,) if towers else "none")
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "epochs"),
+    [
+        (50_000, {}, [1, 9]),
+        (1_078, {}, [7]),  # full training's 25 epochs are too near
+        (50_000, {"ladder": {"rungs": 3, "factor": 3}}, [1, 3, 9]),
+        (50_000, {"ladder": {"rungs": 4, "factor": 3}, "retrain": {"epochs": 10}}, [1, 3, 9]),
+        (50_000, {"ladder": {"rungs": 4, "factor": 3}, "retrain": {"epochs": 20}}, [1, 3, 9, 20]),
+        (50_000, {"ladder": {"rungs": 1}}, [1]),
+    ],
+)
+def test_rungs_are_apart_and_end_at_full_training(
+    images: int, settings: dict[str, dict[str, int]], epochs: list[int]
+) -> None:
+    assert [rung.epochs for rung in rungs(Config.model_validate(settings), images)] == epochs

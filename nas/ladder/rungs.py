@@ -55,14 +55,17 @@ def proxy_rung(config: Config, train_images: int) -> Rung:
 
 
 def rungs(config: Config, train_images: int) -> tuple[Rung, ...]:
-    """The trained rungs, lowest first: the proxy, then `ladder.factor` times the epochs each, full training at most."""
+    """The trained rungs, lowest first: the proxy, then `ladder.factor` times the epochs each, full training at most.
+
+    A rung that this limit brings closer than half the factor to the one below is left out: it would tell little more.
+    """
     lowest = proxy_rung(config, train_images)
     full = retrain_epochs(Recipe(**config.retrain.model_dump(include=set(Recipe.model_fields))), train_images)
     found = [lowest]
     for height in range(1, config.ladder.rungs):
         times = config.ladder.factor**height
         epochs = min(lowest.epochs * times, max(full, lowest.epochs))
-        if epochs > found[-1].epochs:
+        if epochs >= max(config.ladder.factor / 2, 1.5) * found[-1].epochs:
             recipe = lowest.recipe.model_copy(update={"epochs": epochs})
             found.append(Rung(f"x{epochs / lowest.epochs:.3g}", recipe, lowest.towers))
     return tuple(found)
