@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nas.calibration import Estimate, proxy_tau
+from nas.calibration import proxy_tau
+from nas.config.sections import FEWEST_TO_CALIBRATE
 from nas.ladder.ranker import Observations, Pool, Ranker
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.records import Entry, Measurement
@@ -28,7 +29,8 @@ SIGNALS = ("val_loss", "val_accuracy", "tse_ema", "tower_loss")
 class Calibrated:
     """Tau of the proxy's score against full training, and for each candidate (by key) a predicted full accuracy.
 
-    A prediction is [mean, low, high], the interval of 95 %.
+    A prediction is [mean, low, high], the interval of 95 %; that of a candidate which was trained fully itself rests on
+    a presumed noise between seeds (`NOISE`).
     """
 
     tau: float
@@ -60,23 +62,24 @@ class Calibrated:
 
 
 def calibrated(
-    entries: Sequence[Entry], rungs: Sequence[str], full: str, objective: str, epochs: Sequence[int]
+    entries: Sequence[Entry], rungs: Sequence[str], full: str, objective: str, images: Sequence[int]
 ) -> Calibrated | None:
     """From all measurements; `rungs` are the ladder's, lowest first, `full` the key of full training.
 
-    `epochs` are those of the rungs and of full training. None where fewer than three candidates were trained fully.
+    `images` are how many a training at each rung, and full training, sees. None where fewer than five candidates were
+    trained fully.
     """
     candidates = {e.measurement.key for e in entries if e.trial is not None}
     done = [e.measurement for e in entries if e.measurement.status == "done" and e.measurement.key in candidates]
     lowest = {m.key: m for m in done if m.rung == rungs[0]}
     truths = {m.key: m.signals["truth_accuracy"] for m in done if m.rung == full and m.key in lowest}
-    if len(truths) < 3:
+    if len(truths) < FEWEST_TO_CALIBRATE:
         return None
     tau = proxy_tau([_score(lowest[key], objective) for key in truths], list(truths.values()))
     ladder = [*rungs, full]
     observed = [m for m in done if m.rung in ladder and m.key in lowest]
-    predictions = _predictions(list(lowest.values()), observed, ladder, truths, objective, epochs)
-    return _rounded(tau, len(truths), predictions)
+    predictions = _predictions(list(lowest.values()), observed, ladder, truths, objective, images)
+    return Calibrated(tau.value, tau.low, tau.high, len(truths), predictions)
 
 
 def _predictions(
@@ -85,7 +88,7 @@ def _predictions(
     ladder: Sequence[str],
     truths: Mapping[str, float],
     objective: str,
-    epochs: Sequence[int],
+    images: Sequence[int],
 ) -> dict[str, tuple[float, float, float]]:
     """The ranker's predictions, brought to accuracies by those that were trained fully, each left out in turn."""
     number = {m.key: place for place, m in enumerate(candidates)}
@@ -96,7 +99,7 @@ def _predictions(
         np.array([m.signals["truth_accuracy"] if m.rung == ladder[-1] else _score(m, objective) for m in observed]),
         np.array([[m.signals.get(name, np.nan) for name in SIGNALS] for m in observed]),
     )
-    ranker = Ranker([one / epochs[-1] for one in epochs])
+    ranker = Ranker([one / images[-1] for one in images])
     top = len(ladder) - 1
     known = [number[key] for key in truths]
     without = [ranker.predict(pool, seen.where((seen.candidate != one) | (seen.rung != top))) for one in known]
@@ -120,7 +123,7 @@ def _predictions(
         else:
             value = level + slope * mean[place]
             reach = _t(len(known)) * deviation * doubt[place] / usual
-        found[m.key] = (float(value), float(value - reach), float(min(1.0, value + reach)))
+        found[m.key] = (float(value), float(max(0.0, value - reach)), float(min(1.0, value + reach)))
     return found
 
 
@@ -141,7 +144,3 @@ def _t(count: int) -> float:
 def _score(measurement: Measurement, objective: str) -> float:
     """Higher is better."""
     return (1 if objective in HIGHER_IS_BETTER else -1) * measurement.signals[SIGNAL_OF[objective]]
-
-
-def _rounded(tau: Estimate, trained: int, predictions: Mapping[str, tuple[float, float, float]]) -> Calibrated:
-    return Calibrated(tau.value, tau.low, tau.high, trained, dict(predictions))

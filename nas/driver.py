@@ -132,7 +132,8 @@ def driving(
     """
     spec = SpaceSpec.of(config.space.name, config.space.settings)
     space = spec.load()
-    existing_records(config.database, config.experiment)  # is there such a storage?
+    began = existing_records(config.database, config.experiment)
+    full = None if began is None else began.fact("full_epochs_at_start")  # another [retrain] moves no rung
     loading = _in_background(lambda: load(config.data, progress=sys.stderr.isatty()))  # Ray takes seconds to start
     if wait([loading], timeout=0.2).done:
         loading.result()  # a wrong name shows at once
@@ -147,7 +148,8 @@ def driving(
         refuse_changes(config, now)
         if usable is not None:
             usable(space, data)
-        rungs = ladder.rungs(suited, len(data.train))
+        full = full or ladder.retrain_epochs(suited.retrain, len(data.train))
+        rungs = ladder.rungs(suited, len(data.train), full)
         _make_folder(config)
         engine = open_database(config.database)
         with Lease(engine, config.experiment) as lease:
@@ -155,6 +157,7 @@ def driving(
             refuse_changes(config, now)  # again: nobody else can begin it now
             _write_config(config, space)
             records.set_fact("meaning", now)
+            records.set_fact("full_epochs_at_start", full)
             records.set_fact("rungs", [rung.key for rung in rungs])
             records.set_fact("image", [*data.input_shape, len(data.classes)])
             wanted = config.search

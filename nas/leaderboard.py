@@ -120,7 +120,8 @@ def board(
             rows.append(_record(label, "reference", measured, retrained))
     heights = {e.measurement.key: _height(e, rungs) for e in proxies.values()}
     rows = [_predicted(row, (predictions or {}).get(row.key)) for row in rows]
-    return _ranked(_with_front(rows, [objective, *(others or ["flops"])]), objective, heights)
+    objectives = [objective, *(others or ["flops"])]
+    return _ranked(_with_front(rows, objectives, {key: e.measurement for key, e in lowest.items()}), objective, heights)
 
 
 def best(
@@ -235,11 +236,12 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-def _with_front(rows: list[Record], objectives: Sequence[str]) -> list[Record]:
-    """Marks the Pareto front of the objectives among the measured candidates."""
+def _with_front(rows: list[Record], objectives: Sequence[str], lowest: Mapping[str, Measurement]) -> list[Record]:
+    """Marks the Pareto front of the objectives among the measured candidates, by their scores at the lowest rung."""
 
     def less_is_better(row: Record, objective: str) -> float:
-        value = getattr(row, objective)
+        own = lowest.get(row.key)
+        value = getattr(row, objective) if own is None else own.signals.get(SIGNAL_OF[objective])
         return math.inf if value is None else -value if objective in HIGHER_IS_BETTER else value
 
     measured = [row for row in rows if row.kind == "candidate" and row.status == "done"]

@@ -68,7 +68,7 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
     With a time budget the epochs are cut to what is left of `share` of it.
     """
     config, records = driver.config, driver.records
-    ranked = retrained.ranked(driver)
+    ranked = leaderboard.in_order(records.all(), [one.key for one in driver.rungs], config.search.objectives[0])
     chosen = spread(ranked, driver.space.architecture_type, min(config.search.calibrate, len(ranked)))
     left = driver.budget.left_to_search(share)
     rung = driver.full_rung()
@@ -85,9 +85,9 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
         rung = driver.full_rung(int(decided["value"]))
     driver.say(f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {rung.epochs} epochs")
     _measure(driver, {Job.of(one, rung, config.seed): "fully" for one in chosen}, "calibrate")
-    rungs = [one.key for one in driver.rungs]
-    epochs = [one.epochs for one in (*driver.rungs, rung)]
-    found = calibrated(records.all(), rungs, rung.key, config.search.objectives[0], epochs)
+    rungs, count = [one.key for one in driver.rungs], len(driver.data.train)
+    images = [one.epochs * min(one.recipe.images or count, count) for one in (*driver.rungs, rung)]
+    found = calibrated(records.all(), rungs, rung.key, config.search.objectives[0], images)
     if found is None:
         driver.say("Too few candidates could be trained fully to say anything of the ranking")
         return

@@ -232,7 +232,7 @@ class Search:
         for one in self._told:
             height = self._height(one)
             if height < rungs and (one.rung == self._rung.key or self._known[one.key].status == "done"):
-                ladder.recall(one.key, height, *self._outcome(one))
+                ladder.recall(one.key, height, *self._outcome(one), cost=self._waived(one))
         return ladder
 
     def _enter(self, key: str, sizes: Mapping[str, float]) -> None:
@@ -265,7 +265,12 @@ class Search:
         """Tell the ladder what became of a candidate at a rung of it."""
         if self._ladder is not None:
             score, signals = self._outcome(measurement)
-            self._ladder.tell(measurement.key, self._height(measurement), score, signals)
+            self._ladder.tell(measurement.key, self._height(measurement), score, signals, self._waived(measurement))
+
+    @staticmethod
+    def _waived(measurement: Measurement) -> float | None:
+        """What a training cost, where that is not what was expected: beyond a limit, none took place."""
+        return 0.0 if measurement.status == "infeasible" else None
 
     def _height(self, measurement: Measurement) -> int:
         return [rung.key for rung in self._rungs].index(measurement.rung)

@@ -15,7 +15,7 @@ before training (a few images, no labels; counted for one candidate, F multiply-
 ``az_trainability`` how far each cell's Jacobian keeps the scale of gradients: eq. 6-8
 ==================  =============================================================================  =========
 
-during training (free): ``tse``, ``tse_e``, ``tse_ema``, ``train_loss``: Ru et al. 2021, section 3.
+during training (free): ``tse``, ``tse_e``, ``tse_ema``, ``train_loss``: Ru et al. 2021, section 3; ``train_accuracy``.
 
 after it: ``val_loss``, ``val_accuracy`` (F an image), ``averaged_val_loss``, ``averaged_val_accuracy`` (F an image,
 and F for 1,024 images whose batch-norm statistics are recomputed), and the towers' ``tower_loss``,

@@ -260,7 +260,8 @@ def table(plan: Plan, records: Records) -> pd.DataFrame:
 def rank_sum(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series[float]:
     """Sum over columns of log(rank / count) among the architectures of the same seed: AZ-NAS, eq. 9."""
     first = frame.drop_duplicates(["architecture", "seed"]).dropna(subset=list(columns))
-    ranks = first.groupby("seed")[list(columns)].rank() / first.groupby("seed")[list(columns)].transform("size").max()
+    ranks = first.groupby("seed")[list(columns)].rank()
+    ranks = ranks.div(first.groupby("seed")["seed"].transform("size"), axis=0)
     total = ranks.map(math.log).sum(axis=1)
     scores = {(one.architecture, one.seed): value for one, value in zip(first.itertuples(), total, strict=True)}
     return pd.Series(

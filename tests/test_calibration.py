@@ -482,3 +482,11 @@ def test_options_that_cannot_be_are_refused(table: pd.DataFrame, nas: Command, t
         refused = nas("calibrate", "report", "truth.parquet", *words, cwd=tmp_path)
         assert refused.returncode == 2
         assert complaint in refused.stderr
+
+
+def test_few_that_agree_prove_little() -> None:
+    found = proxy_tau([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
+    assert found.value == 1
+    assert found.low < 0 < found.high == 1
+    opposite = proxy_tau([1, 2, 3, 4, 5], [5, 4, 3, 2, 1])
+    assert (opposite.low, opposite.high) == (-1, -found.low)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.ladder import Promotion
+from nas.ladder import Promotion, budget_for
 
 COSTS = (1 / 27, 1 / 9, 1 / 3, 1.0)
 
@@ -186,3 +186,39 @@ def test_real_costs_replace_expected_ones() -> None:
     assert promotion.spent == pytest.approx(0.5)
     with pytest.raises(AssertionError, match="not in training"):
         promotion.tell("a", 0, 0.5)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_a_search_of_so_many_newcomers_promotes_as_many_as_planned_whatever_the_rounding(workers: int) -> None:
+    """Newcomers that come one by one, as a search proposes them; two in nine go on."""
+    generator = np.random.default_rng(0)
+    for newcomers in range(1, 31):
+        rungs, budget = budget_for(newcomers, [1, 9])
+        wanted = round(2 * newcomers / 9)
+        assert (rungs > 1) == (wanted >= 1)
+        if rungs == 1:
+            continue
+        costs = [1 / 9, 1.0]
+        promotion: Promotion[int] = Promotion(costs, budget, ["params"])
+        running: list[tuple[int, int]] = []
+        entered, promoted = 0, []
+        while True:
+            while len(running) < workers:
+                if entered < newcomers and promotion.wants_newcomer:
+                    promotion.enter(entered, np.array([generator.lognormal()]), np.array(costs))
+                    running.append((entered, 0))
+                    entered += 1
+                elif (chosen := promotion.next()) is not None:
+                    running.append(chosen)
+                    promoted.append(entered)
+                elif entered < newcomers:
+                    promotion.enter(entered, np.array([generator.lognormal()]), np.array(costs))
+                    running.append((entered, 0))
+                    entered += 1
+                else:
+                    break
+            if not running:
+                break
+            promotion.tell(*running.pop(0), float(generator.random()))
+        assert len(promoted) == wanted, newcomers
+        assert promoted[-1] == newcomers, "the last is chosen among all"

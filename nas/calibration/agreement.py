@@ -82,7 +82,13 @@ def proxy_tau(scores: ArrayLike, truths: ArrayLike, *, resamples: int = 1000, se
         return Estimate(np.nan, np.nan, np.nan, int(there.sum()))
     groups = np.ones((1, int(there.sum())), bool)
     ranked = bootstrap([filled(scores[there])], truths[there][None], groups, resamples, seed)
-    return estimate(ranked.tau[0, 0], ranked.taus[:, 0, 0], int(ranked.n[0, 0]))
+    found = estimate(ranked.tau[0, 0], ranked.taus[:, 0, 0], int(ranked.n[0, 0]))
+    if found.low < found.high:
+        return found
+    # every resample agrees, as happens with few: what so many pairs that share no architecture can exclude
+    share = 0.025 ** (1 / (found.n // 2))
+    low, high = (2 * share - 1, 1.0) if found.value > 0 else (-1.0, 1 - 2 * share)
+    return Estimate(found.value, low, high, found.n)
 
 
 def agreement(scores: Scores, truth: Array, weights: Array) -> tuple[Array, Array]:
@@ -197,10 +203,10 @@ def mean(values: Array, axis: int) -> Array:
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 
-def estimate(value: float, resampled: Array, n: int) -> Estimate:
-    """The value with the interval that holds 95 % of the resamples, centred on it and within [-1, 1]."""
+def estimate(value: float, resampled: Array, n: int, limit: float = 1.0) -> Estimate:
+    """The value with the interval that holds 95 % of the resamples, centred on it and within ± `limit`."""
     resampled = resampled[~np.isnan(resampled)]
     if np.isnan(value) or not len(resampled):
         return Estimate(float(value), np.nan, np.nan, n)
     low, centre, high = np.quantile(resampled, [0.025, 0.5, 0.975])
-    return Estimate(float(value), max(-1.0, float(value + low - centre)), min(1.0, float(value + high - centre)), n)
+    return Estimate(float(value), max(-limit, float(value + low - centre)), min(limit, float(value + high - centre)), n)

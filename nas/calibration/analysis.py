@@ -164,7 +164,7 @@ def _rankers(series: Sequence[Series], truth: Truth) -> Iterator[Judged]:
         seen.append((about | {"features": "all"}, rankers.features(series, rung)))
     for about, features in seen:
         for model in rankers.MODELS:
-            if predicted := rankers.cross_fitted(features, truth, model):
+            if features.shape[2] and (predicted := rankers.cross_fitted(features, truth, model)):
                 yield Judged(about | {"ranker": model}, predicted)
 
 
@@ -201,7 +201,7 @@ def _said(ranked: Ranked, places: Places, against_params: bool = True) -> dict[s
             found |= _columns(f"{prefix}{measure}", *_values(ranked, measure, part, own))
         if against_params:
             (value, drawn), (other, others) = (_values(ranked, "tau", part, chosen) for chosen in (own, base))
-            found |= _columns(f"{prefix}gain", value - other, drawn - others)
+            found |= _columns(f"{prefix}gain", value - other, drawn - others, limit=2.0)
     return found
 
 
@@ -213,8 +213,8 @@ def _values(ranked: Ranked, measure: str, part: slice, places: list[int]) -> tup
     return float(mean(value.ravel(), 0)), mean(drawn.reshape(len(drawn), -1), 1)
 
 
-def _columns(name: str, value: float, drawn: Array) -> dict[str, float]:
-    found = estimate(value, drawn, 0)
+def _columns(name: str, value: float, drawn: Array, limit: float = 1.0) -> dict[str, float]:
+    found = estimate(value, drawn, 0, limit)
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
@@ -245,7 +245,7 @@ def _difference(pair: Pair, one: Judged, ranked: Ranked, places: Places) -> dict
         "n": int(ranked.n[0, places[0][0]]),
         "tau": with_towers[0],
         "tau_none": without[0],
-        **_columns("difference", with_towers[0] - without[0], with_towers[1] - without[1]),
+        **_columns("difference", with_towers[0] - without[0], with_towers[1] - without[1], limit=2.0),
     }
 
 

@@ -60,6 +60,8 @@ def features(series: Sequence[Series], rung: str | None, names: Sequence[str] = 
     present = measured.any(0)
     chosen = [one for one, there in zip(own or free, measured, strict=True) if there.sum() >= 0.9 * present.sum()]
     chosen = chosen + (free if own else [])
+    if not chosen:
+        return np.zeros((len(series[0].scores), 1, 0))
     seeds = max(one.scores.shape[1] for one in chosen)
     columns = [one.scores[:, np.arange(seeds) % one.scores.shape[1]] for one in chosen]
     found = np.stack([_logarithm(one) for one in columns], axis=2)

@@ -17,13 +17,15 @@ def as_recorded(rows: pd.DataFrame, towers: str | None = None) -> pd.DataFrame:
     """Columns architecture, params, epochs, cost (in full trainings), score, truth, and the signals of each row.
 
     Proxies with `towers` (None: the first setting with any, else none) from their first seed; the full training of the
-    first seed; its score is on the images that score proxies too, `truth` the mean over all full trainings. Raises
-    InputError where there is no such setting.
+    first seed, whose score is on the images that score proxies too (its own truth where it has none); `truth` is the
+    mean over all full trainings. Raises InputError where there is no such setting.
     """
     rows = done(checked(rows))
     truth = truth_of(rows)
     proxies = rows[~rows["full"] & (rows["epochs"] > 0)]
     settings = list(dict.fromkeys(proxies["towers"]))
+    if "val_accuracy" not in rows:
+        raise InputError("the truth table has no val_accuracy, by which its architectures would be chosen")
     chosen = towers if towers is not None else next((one for one in settings if one != "none"), "none")
     if chosen not in settings:
         raise InputError(f"no proxy has towers {chosen!r}; there are: {', '.join(settings)}")

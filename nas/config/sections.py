@@ -129,7 +129,7 @@ class SearchConfig(Section):
 
 
 class LadderConfig(Section):
-    """Which candidates are trained again, for longer, before one is chosen: asynchronous successive halving."""
+    """Which candidates are trained again, for longer, before one is chosen: asynchronous promotion."""
 
     rungs: Positive = Field(
         2, description="Rungs of training: [proxy], then `factor` times its epochs, and so on; 1: none."

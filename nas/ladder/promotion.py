@@ -41,7 +41,7 @@ class Policy:
     beliefs: Beliefs = field(default_factory=Beliefs)
 
     def share(self, costs: Sequence[float]) -> float:
-        """Full training's share of the budget: `full`, but no more than half of the rung below are ever promoted."""
+        """Full training's share of the budget: `full`, but not so much that more than half of a rung went on to it."""
         if len(costs) == 1:
             return 1.0
         most = 0.5 * costs[-1] / costs[-2] / (len(costs) - 1)  # times the share of all that is below
@@ -53,7 +53,8 @@ class Promotion(Generic[Key]):
 
     `costs` are what the rungs cost in full trainings, ascending; `budget` is in full trainings and is never exceeded
     as long as no training costs more than was expected of it. `features` and `signals` name the columns of what is
-    offered and told. Rungs are counted from 0, the cheapest training.
+    offered and told. Rungs are counted from 0, the cheapest training. Newcomers that somebody else has chosen enter
+    whatever they cost.
     """
 
     def __init__(
@@ -102,10 +103,12 @@ class Promotion(Generic[Key]):
         self.offer([key], np.asarray(features)[None], np.asarray(costs)[None])
         self._start(self._number[key], 0)
 
-    def recall(self, key: Key, rung: int, score: float | None, signals: Sequence[float] = ()) -> None:
+    def recall(
+        self, key: Key, rung: int, score: float | None, signals: Sequence[float] = (), cost: float | None = None
+    ) -> None:
         """An outcome of an earlier run, of a candidate that was offered; those at lower rungs come before."""
         self._start(self._number[key], rung)
-        self.tell(key, rung, score, signals)
+        self.tell(key, rung, score, signals, cost)
 
     @property
     def wants_newcomer(self) -> bool:
@@ -195,7 +198,7 @@ class Promotion(Generic[Key]):
         state = self._state
         if rung != top:
             left -= max(0.0, self._planned()[top] - self._spent[top])
-        elif self._spent[top] + ROUNDING >= self._planned()[top] or self._awaited():
+        elif self._spent[top] + ROUNDING >= self._planned()[top] or self._awaited() or self._half_went_on():
             return None
         if rung == 0:
             able = (state == IDLE).all(axis=1)
@@ -212,6 +215,14 @@ class Promotion(Generic[Key]):
         top = self._rungs - 1
         last = self._spent[top] + 1.5 * self._step[top] > self._planned()[top]
         return bool(last and (self._state[:, :top] == RUNNING).any())
+
+    def _half_went_on(self) -> bool:
+        """Whether one more full training would be more than half of those that the rung below has seen."""
+        top = self._rungs - 1
+        if top == 0:
+            return False
+        went, seen = ((self._state[:, rung] != IDLE).sum() for rung in (top, top - 1))
+        return bool(2 * (went + 1) > max(2, seen))
 
     def _crowded(self) -> Floats:
         """What each candidate loses because others of its family were tried."""
@@ -254,7 +265,8 @@ def budget_for(newcomers: int, costs: Sequence[float], policy: Policy | None = N
     """
     for rungs in range(len(costs), 1, -1):
         full = (policy or Policy()).share(costs[:rungs])
-        budget = newcomers * costs[0] / costs[rungs - 1] * (rungs - 1) / (1 - full)
-        if round(budget * full) >= 1:
-            return rungs, budget
+        below = newcomers * costs[0] / costs[rungs - 1] * (rungs - 1)
+        promoted = round(below * full / (1 - full))
+        if promoted >= 1:
+            return rungs, below + promoted
     return 1, float(newcomers)

@@ -140,17 +140,6 @@ class Ranker:
         variance[tried] = prior[pool.family[tried]] - explained
         return mean, np.sqrt(np.clip(variance, 1e-6, None))
 
-    def cross_fitted(self, pool: Pool, seen: Observations, rung: int) -> Floats:
-        """Mean full score of every candidate as it stood at `rung`: of its own outcomes none beyond that rung is used.
-
-        So candidates that went on and candidates that did not can stand in one ranking.
-        """
-        mean = self.predict(pool, seen)[0]
-        for candidate in np.unique(seen.candidate[seen.rung > rung]):
-            beyond = (seen.candidate == candidate) & (seen.rung > rung)
-            mean[candidate] = self.predict(pool, seen.where(~beyond))[0][candidate] if not beyond.all() else np.nan
-        return mean
-
     def standardised(self, seen: Observations) -> Floats:
         """Each outcome as a normal score among those at its rung; one number from all signals where enough went on."""
         values = np.zeros(len(seen.score))

@@ -54,13 +54,14 @@ def proxy_rung(config: Config, train_images: int) -> Rung:
     return Rung("proxy", recipe.model_copy(update={"epochs": epochs}), config.towers)
 
 
-def rungs(config: Config, train_images: int) -> tuple[Rung, ...]:
+def rungs(config: Config, train_images: int, most: int | None = None) -> tuple[Rung, ...]:
     """The trained rungs, lowest first: the proxy, then `ladder.factor` times the epochs each, full training at most.
 
-    A rung that this limit brings closer than half the factor to the one below is left out: it would tell little more.
+    `most` is that limit in epochs; None: as [retrain] has it. A rung that it brings closer than half the factor to the
+    one below is left out: it would tell little more.
     """
     lowest = proxy_rung(config, train_images)
-    full = retrain_epochs(Recipe(**config.retrain.model_dump(include=set(Recipe.model_fields))), train_images)
+    full = most or retrain_epochs(config.retrain, train_images)
     found = [lowest]
     for height in range(1, config.ladder.rungs):
         times = config.ladder.factor**height
