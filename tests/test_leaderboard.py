@@ -204,6 +204,18 @@ def test_the_front_of_the_board_is_of_objective_and_flops_among_candidates() -> 
     assert all(row.pareto for row in rows)
 
 
+def test_the_front_compares_scores_of_the_lowest_rung_alone() -> None:
+    """After nine times the epochs a loss is lower; that must not push the others off."""
+    entries = [
+        proxy(0, "a", 0.5, flops=5),
+        proxy(1, "b", 0.4, flops=6),
+        proxy(0, "a", 0.1, rung="x9-1", flops=5),
+    ]
+    rows = board(entries, [PROXY, "x9-1"], RETRAIN, "loss", {})
+    assert [row.name for row in rows] == ["trial 0", "trial 1"]
+    assert all(row.pareto for row in rows)
+
+
 # ---------------------------------------------------------------------------------------------------- sort
 
 EXAMPLES: dict[str, list[Any]] = {
