@@ -490,3 +490,16 @@ def test_few_that_agree_prove_little() -> None:
     assert found.low < 0 < found.high == 1
     opposite = proxy_tau([1, 2, 3, 4, 5], [5, 4, 3, 2, 1])
     assert (opposite.low, opposite.high) == (-1, -found.low)
+
+
+def test_other_full_trainings_are_compared_with_the_truth() -> None:
+    made = synthetic(40)
+    full = made[(made["rung"] == "full") & (made["seed"] == made.loc[made["rung"] == "full", "seed"].min())]
+    better = full.assign(rung="full-longer", truth_accuracy=full["truth_accuracy"] + 0.01)[:20]
+    reverse = full.assign(rung="full-reversed", truth_accuracy=-full["truth_accuracy"])
+    truths = calibrate(pd.concat([made, better, reverse]), resamples=50).truths.set_index("rung")
+    assert truths.loc["full-longer", "architectures"] == 20
+    assert truths.loc["full-longer", "tau"] > 0.6
+    assert truths.loc["full-reversed", "tau"] < -0.6
+    assert truths.loc["full-longer", "tau_low"] < truths.loc["full-longer", "tau"]
+    assert truths.loc["full-longer", "higher"] == pytest.approx(0.01, abs=0.005)

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nas.calibration import rankers
-from nas.calibration.agreement import Array, Ranked, bootstrap, estimate, mean
+from nas.calibration.agreement import Array, Ranked, bootstrap, estimate, mean, proxy_tau
 from nas.calibration.arms import Pair, pairs
 from nas.calibration.ceiling import ceilings, decompose, expected_on_top
 from nas.calibration.table import BASELINES, Series, Truth, checked, costs, done, series_of, truth_of
@@ -40,8 +40,9 @@ class Report:
     `signals`: a row a signal and rung: tau and rho, both in the top tenth by truth and as the mean within five bins of
     size, share of the ceiling, and gain over params alone (paired). `rankers`: the same of cross-fitted regressions;
     their intervals are conditional on the fits. `bins`: tau within each bin of size. `towers`: with and without towers
-    at equal cost, paired. `ceiling`: what can be reached. `costs`: a row a rung; `cost` and `time` are shares of
-    full training in multiply-adds and in seconds. `points`: score by `signal` and truth, a row a proxy and
+    at equal cost, paired. `ceiling`: what can be reached. `truths`: other full trainings (another recipe, more epochs)
+    against this truth: tau, and by how much their accuracy is higher. `costs`: a row a rung; `cost` and `time` are
+    shares of full training in multiply-adds and in seconds. `points`: score by `signal` and truth, a row a proxy and
     architecture. `notes`: what a reader must know.
     """
 
@@ -51,6 +52,7 @@ class Report:
     bins: pd.DataFrame
     towers: pd.DataFrame
     ceiling: pd.DataFrame
+    truths: pd.DataFrame
     costs: pd.DataFrame
     points: pd.DataFrame
     notes: tuple[str, ...]
@@ -130,6 +132,7 @@ def calibrate(table: pd.DataFrame, *, signal: str = "val_loss", resamples: int =
         bins=pd.DataFrame(bins),
         towers=pd.DataFrame([_difference(pair, a, ranked, p) for (pair, a, _), p in zip(arms, paired, strict=True)]),
         ceiling=limits,
+        truths=pd.DataFrame(_truths(rows, truth, resamples, seed)),
         costs=cost,
         points=_points(series, truth, signal),
         notes=tuple(_notes(table, truth, best)),
@@ -267,6 +270,18 @@ def _ceilings(truth: Truth, full: Sequence[dict[str, Any]], groups: Groups, resa
                 n = row["n_top"] if prefix == "top_" else row["n"]
                 found.append({"what": LEFT_OUT, "group": group, **values, "n": n})
     return pd.DataFrame([row | about for row in found])
+
+
+def _truths(rows: pd.DataFrame, truth: Truth, resamples: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Whether the truth is itself true: a row each other way of full training."""
+    others = rows[rows["full"] & (rows["rung"] != truth.rung) & rows["truth_accuracy"].notna()]
+    for rung, group in others.groupby("rung", sort=False):
+        wide = group.pivot(index="architecture", columns="seed", values="truth_accuracy").reindex(truth.architectures)
+        accuracies = wide.to_numpy(float)
+        higher = mean(accuracies, 1) - mean(truth.accuracies, 1)
+        found = proxy_tau(accuracies, truth.accuracies, resamples=resamples, seed=seed)
+        about = {"rung": rung, "architectures": found.n, "higher": float(np.nanmean(higher))}
+        yield about | {"tau": found.value, "tau_low": found.low, "tau_high": found.high}
 
 
 def _points(series: Sequence[Series], truth: Truth, signal: str) -> pd.DataFrame:

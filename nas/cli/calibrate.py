@@ -153,6 +153,8 @@ def _print(found: Report, advice: Recommendation) -> None:
     out.print(_signals("Rankers, fitted on other architectures", rankers, "ranker"))
     if len(found.towers):
         out.print(_towers(found.towers))
+    if len(found.truths):
+        out.print(_truths(found.truths))
     for note in found.notes:
         out.print(f"* {note}", highlight=False, markup=False, style="dim")
     out.print(advice.sentence, highlight=False, markup=False, soft_wrap=True, style="bold")
@@ -167,6 +169,14 @@ def _best(found: Report, chosen: pd.Series[bool]) -> pd.DataFrame:
     order = rows["rung"].map({rung: number for number, rung in enumerate(rows["rung"].unique())})
     rows = rows.assign(order=order)[(place <= SHOWN) | (rows["signal"] == found.signal)]
     return rows.sort_values(["order", "tau"], ascending=[True, False], kind="stable")
+
+
+def _truths(truths: pd.DataFrame) -> Table:
+    table = _table("Other full trainings against this truth", ("rung", "n", "tau", "accuracy"))
+    for row in truths.to_dict("records"):
+        higher = f"{100 * row['higher']:+.2f} points"
+        table.add_row(str(row["rung"]), str(row["architectures"]), _interval(row, "tau", "tau_low", "tau_high"), higher)
+    return table
 
 
 def _ceiling(found: Report) -> Table:
