@@ -139,6 +139,14 @@ def test_a_calibrated_search_trains_spread_candidates_fully_and_says_how_far_to_
     assert predicted == sorted(predicted, key=lambda one: -(one or 0))
 
 
+def test_the_same_command_again_calibrates_with_the_same_candidates(searched: nas.Experiment) -> None:
+    records = searched._records()
+    assert records is not None
+    before = len(records.all())
+    searched.search(calibrate=5)
+    assert len(records.all()) == before
+
+
 def test_the_winner_is_the_boards_first_and_is_trained_on_all_but_test(searched: nas.Experiment) -> None:
     searched.retrain(seeds=1)
     first = searched.leaderboard()[0]

@@ -61,6 +61,17 @@ def test_a_run_ends_with_a_board_and_verified_files(finished: tuple[nas.Experime
     assert {event.progress.stage for event in events if event.measurement} == {"search", "references", "retrain"}
 
 
+def test_another_number_of_epochs_to_retrain_for_moves_no_rung_of_the_search(tmp_path: Path) -> None:
+    experiment = small(tmp_path, ladder__factor=2, retrain__epochs=2, retrain__references=False)
+    experiment.search(trials=4)
+    before = [(row.name, row.rung) for row in experiment.leaderboard()]
+    assert "x2" in dict(before).values(), "somebody was promoted"
+    again = nas.Experiment.open("small", tmp_path, ["retrain.epochs=1"])
+    again.retrain(seeds=1)
+    after = [(row.name, "retrain" if row.test_seeds else row.rung) for row in again.leaderboard()]
+    assert after == [(before[0][0], "retrain"), *before[1:]]
+
+
 LOADER = """
 import sys, json
 import numpy as np
