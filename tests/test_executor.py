@@ -256,33 +256,27 @@ def test_a_candidate_that_always_kills_its_worker_fails_alone(pool: Executor, be
     assert [o.measurement.status for o in again] == ["done"] * 2
 
 
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ("import frobnicate", r"^a worker could not be set up: .*No module named 'frobnicate'$"),
+        ("os._exit(1)", "workers in a row died as they started"),  # and are not replaced for ever
+    ],
+)
 def test_workers_that_cannot_be_set_up_end_the_work_and_are_no_candidates_fault(
-    cluster: Executor, tmp_path: Path, data: Data
+    cluster: Executor, tmp_path: Path, data: Data, first: str, said: str
 ) -> None:
     file = tmp_path / "here_only.py"
-    file.write_text(f"import os\nif os.getpid() != {os.getpid()}:\n    import frobnicate\n{SPACE}")
+    file.write_text(f"import os\nif os.getpid() != {os.getpid()}:\n    {first}\n{SPACE}")
     setting = Setting(SpaceSpec.of(f"{file}:Space", {"notes": str(tmp_path)}), data, SearchConfig())
     with OverRay(ExecutorConfig(workers=1, device="cpu")) as executor:
         executor.use(setting)
         executor.submit(job(setting, "learn"))
-        with pytest.raises(JobError, match=r"^a worker could not be set up: .*No module named 'frobnicate'$"):
+        with pytest.raises(JobError, match=said):
             some_outcomes(executor, 1)
 
 
 # ------------------------------------------------------------------------------------------------- places
-
-
-def test_workers_that_die_as_they_start_are_not_replaced_for_ever(
-    cluster: Executor, tmp_path: Path, data: Data
-) -> None:
-    file = tmp_path / "deadly.py"
-    file.write_text(f"import os\nif os.getpid() != {os.getpid()}:\n    os._exit(1)\n{SPACE}")
-    setting = Setting(SpaceSpec.of(f"{file}:Space", {"notes": str(tmp_path)}), data, SearchConfig())
-    with OverRay(ExecutorConfig(workers=1, device="cpu")) as executor:
-        executor.use(setting)
-        executor.submit(job(setting, "learn"))
-        with pytest.raises(JobError, match="workers in a row died as they started"):
-            some_outcomes(executor, 1)
 
 
 def test_four_workers_of_half_a_gpu_see_two_gpus_twice(cluster: Executor) -> None:
