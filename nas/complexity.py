@@ -24,28 +24,36 @@ from nas.space import SearchSpace, Shape
 
 @dataclass(frozen=True)
 class Complexity:
-    """Of the bare network. `flops` are for one image, 2 a multiply-add, convolutions and matrix products."""
+    """Of the bare network. `flops` are for one image, 2 a multiply-add, convolutions and matrix products.
+
+    `memory` is `activation_bytes`, where it was asked for.
+    """
 
     params: int
     flops: int
+    memory: int | None = None
 
 
-def complexity(space: SearchSpace, architecture: object, input_shape: Shape, num_classes: int) -> Complexity:
+def complexity(
+    space: SearchSpace, architecture: object, input_shape: Shape, num_classes: int, memory: bool = False
+) -> Complexity:
     """Counted without computing: on the meta device, or on the CPU for networks that cannot live there."""
     try:
         with torch.device("meta"):
             network = space.build(architecture, input_shape, num_classes)
-            return count(network, input_shape)
+            return count(network, input_shape, memory)
     except NasError:
         raise
     except Exception:  # a third-party network may raise anything on the meta device
         with torch.random.fork_rng(devices=[]):
-            return count(space.build(architecture, input_shape, num_classes), input_shape)
+            return count(space.build(architecture, input_shape, num_classes), input_shape, memory)
 
 
-def count(network: nn.Module, input_shape: Shape) -> Complexity:
+def count(network: nn.Module, input_shape: Shape, memory: bool = False) -> Complexity:
     """Parameters and FLOPs of a network, on whatever device it is. Its mode and state are left as they were."""
-    return Complexity(sum(p.numel() for p in network.parameters()), sum(_counted(network, input_shape).values()))
+    params = sum(p.numel() for p in network.parameters())
+    flops = sum(_counted(network, input_shape).values())
+    return Complexity(params, flops, activation_bytes(network, input_shape) if memory else None)
 
 
 def flops_by_module(network: nn.Module, input_shape: Shape) -> Mapping[str, int]:
@@ -147,13 +155,14 @@ def _at_inference(network: nn.Module) -> Iterator[None]:
 def violations(limits: SearchConfig, found: Mapping[str, float], max_flops: int | None = None) -> dict[str, float]:
     """By how much each set limit is exceeded, as a share of it (feasible at 0 or less).
 
-    `found` holds any of params, flops and latency_ms; limits on what it does not hold are not judged.
+    `found` holds any of params, flops, latency_ms and activation_bytes; limits on what it does not hold are not judged.
     `max_flops` stands in for the one that the person did not set.
     """
     allowed = {
         "params": limits.max_params,
         "flops": limits.max_flops or max_flops,
         "latency_ms": limits.max_latency,
+        "activation_bytes": limits.max_memory,
     }
     return {name: found[name] / limit - 1 for name, limit in allowed.items() if limit is not None and name in found}
 

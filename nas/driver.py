@@ -42,6 +42,7 @@ MEANING = (
     "search.max_params",
     "search.max_flops",
     "search.max_latency",
+    "search.max_memory",
 )
 """Keys that say what a score means and what a candidate is: an experiment that has begun refuses a change to them."""
 

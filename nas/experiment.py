@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nas.calibrated import Calibrated
     from nas.data import Data
     from nas.export import Exported
+    from nas.plan import Plan
     from nas.progress import Listener, Progress
     from nas.space import Architecture, SearchSpace, Shape
 
@@ -184,6 +185,12 @@ class Experiment:
 
         with driving(self.config, self.listen, workers=False) as driver:
             return pipeline.export(driver, folder, ensemble, early_exit)
+
+    def plan(self) -> Plan:
+        """What `run` will take: a few candidates are trained for seconds. Nothing is written."""
+        from nas import plan
+
+        return plan.plan(self.config, self.listen)
 
     def collect(self, to: Path | None = None, **wanted: Any) -> Path:
         """Train architectures fully and by proxies: a truth table, to see how far proxies can be trusted; its file.

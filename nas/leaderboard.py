@@ -196,11 +196,12 @@ def sort(rows: Sequence[Record], column: str) -> list[Record]:
 
 def front(points: Sequence[Sequence[float]]) -> list[bool]:
     """Which points (less is better in each coordinate) no other point dominates."""
-
-    def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-        return all(x <= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
-
-    return [not any(dominates(other, point) for other in points) for point in points]
+    found: list[tuple[float, ...]] = []
+    for point in sorted({tuple(one) for one in points}):  # only one that comes before can dominate
+        if not any(all(x <= y for x, y in zip(other, point, strict=True)) for other in reversed(found)):
+            found.append(point)
+    inside = set(found)
+    return [tuple(point) in inside for point in points]
 
 
 def _record(

@@ -7,6 +7,7 @@ state that matters: the same job gives the same signals on any worker with the s
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -156,13 +157,17 @@ class Bench:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(training.stream(job.seed, "init"))
             network = self.space.build(architecture, data.input_shape, classes)
-        bare = complexity.count(network, data.input_shape)
+        bare = complexity.count(network, data.input_shape, memory=self.setting.limits.max_memory is not None)
         signals = {"params": float(bare.params), "flops": float(bare.flops)}
+        if bare.memory is not None:
+            signals["activation_bytes"] = float(bare.memory)
         if rung.init is not None:
             init = self.setting.init
             assert init is not None, "a rung that starts from weights comes with them"
             assert init.digest == rung.init, "a rung starts from the weights that it names"
             weights.start_from(init, network, self.space, architecture, data.input_shape, data.classes)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         network.to(self.device)
         if rung.free:
             return self._free(job, network, signals)
@@ -215,6 +220,7 @@ class Bench:
             "seconds": fit.seconds,
             "images": float(fit.images),
             "scoring_seconds": seconds,
+            "memory": float(_held(self.device)),
             "multiply_adds": reading.multiply_adds(bare.flops, model.share, fit.images, len(scored), read_images),
         }
         measurement = job.measurement("done", signals, cost, model.cells)
@@ -269,3 +275,14 @@ class Bench:
             data = self.setting.data
             self._resident[name] = training.Resident(images, data.mean, data.std, self.device)
         return self._resident[name]
+
+
+def _held(device: torch.device) -> int:
+    """Bytes held at most: on a GPU by this candidate, else by this process since it began (0 where none can tell)."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

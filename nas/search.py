@@ -9,9 +9,9 @@ replays): newcomers are Optuna's proposals, promotions go to the candidates with
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,11 @@ from nas import complexity
 from nas.config import SearchConfig
 from nas.errors import CandidateError, SearchError
 from nas.executor import Executor
-from nas.ladder import Promotion, Rung, budget_for
+from nas.ladder import Policy, Promotion, Rung, budget_for
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Outcome
-from nas.records import Measurement, Records
+from nas.records import Measurement, Records, Status
 from nas.space import SearchSpace, Shape
 from nas.study import Asked, Study
 
@@ -33,6 +33,9 @@ FREE = ("params", "flops")
 
 SIGNALS = ("val_accuracy", "tse_ema", "train_accuracy", "tower_loss")
 """What the ladder reads at a rung beside the objective."""
+
+POLICY = Policy(refit=0.03)
+"""Trainings take longer than a fit: the ranker looks more often than where they are replayed."""
 
 ENDLESS = 1e6
 """Trainings at the highest rung, where only time ends the search."""
@@ -60,8 +63,10 @@ class Candidates:
 
     def sizes(self, architecture: object) -> dict[str, float]:
         """What is known of a network before training."""
-        found = complexity.complexity(self.space, architecture, self.input_shape, self.classes)
-        return {"params": float(found.params), "flops": float(found.flops)}
+        limited = self.limits.max_memory is not None
+        found = complexity.complexity(self.space, architecture, self.input_shape, self.classes, memory=limited)
+        sizes = {"params": float(found.params), "flops": float(found.flops)}
+        return sizes if found.memory is None else sizes | {"activation_bytes": float(found.memory)}
 
     def beyond(self, sizes: Mapping[str, float]) -> tuple[dict[str, float], str | None]:
         """By how much these sizes exceed the limits, and the cause in words."""
@@ -107,6 +112,11 @@ class Search:
         self._promoting = 0
         self._waiting: dict[str, list[int]] = {}  # by architecture in flight: the trials that asked for it
         self._infeasible: set[str] = set()
+        self._counts: Counter[Status] = Counter()  # of candidates
+        self._best: float | None = None
+        self._seconds = 0.0  # of all that were trained
+        for key in self._trials:
+            self._count(self._known[key])
         self._fruitless = 0
         self._unsuggested: str | None = None  # why the first proposal that gave no architecture did not
         self._total: int | None = None
@@ -138,7 +148,7 @@ class Search:
                 self._finish(outcome)
         self._budget.enter(search=False)
         self._budget.save()
-        if not any(m.status == "done" for m in self._known.values() if m.key in self._trials):
+        if not self._counts["done"]:
             raise SearchError(self._why_nothing())
         return self._progress()
 
@@ -147,14 +157,14 @@ class Search:
         return tuple(self._candidates.space.named()) if chosen is None else chosen
 
     def _is_over(self) -> bool:
-        measured = sum(self._known[key].status != "infeasible" for key in self._trials)
+        measured = self._counts["done"] + self._counts["failed"]
         if self._total is not None and measured + len(self._waiting) >= self._total:
             return True
         left = self._budget.left_to_search(self._share)
         if left is not None and left <= 0:
             return True
         size = self._candidates.space.size()
-        seen = len(set(self._trials) | self._infeasible | set(self._waiting))
+        seen = len(self._trials) + len(self._infeasible) + len(self._waiting)
         return self._fruitless >= PROPOSALS_WITHOUT_CANDIDATE or (size is not None and seen >= size)
 
     def _propose(self, explore: bool) -> None:
@@ -225,7 +235,7 @@ class Search:
         if rungs == 1:
             return None
         self._costs = np.array(epochs[:rungs]) / epochs[rungs - 1]
-        ladder: Promotion[str] = Promotion(list(self._costs), budget, FREE, SIGNALS, seed=self._seed)
+        ladder: Promotion[str] = Promotion(list(self._costs), budget, FREE, SIGNALS, POLICY, self._seed)
         for one in self._told:
             if one.rung == self._rung.key:
                 ladder.offer([one.key], self._free(one.signals)[None], self._costs[None])
@@ -256,10 +266,9 @@ class Search:
     def _most(self) -> float:
         """What a training may cost by the time that is left, in those of the highest rung."""
         left = self._budget.left_to_search(self._share)
-        seconds = [m.cost["seconds"] for m in self._known.values() if m.status == "done"]
-        if left is None or not seconds:
+        if left is None or not self._seconds:
             return math.inf
-        return float(left / fmean(seconds) * self._costs[0])
+        return float(left / self._seconds * self._counts["done"] * self._costs[0])
 
     def _judge(self, measurement: Measurement) -> None:
         """Tell the ladder what became of a candidate at a rung of it."""
@@ -295,6 +304,7 @@ class Search:
         if measurement.key not in self._trials:
             self._fruitless = self._fruitless + 1 if measurement.status == "infeasible" else 0
             self._trials[measurement.key] = number
+            self._count(measurement)
             self._judge(measurement)
         if measurement.status == "failed":
             self._study.tell_failed(number, measurement.cause or "")
@@ -306,18 +316,25 @@ class Search:
         else:
             self._study.tell(number, [measurement.signals[SIGNAL_OF[one]] for one in self._objectives])
 
-    def _progress(self) -> Progress:
-        measured = [m for m in self._known.values() if m.key in self._trials]
+    def _count(self, candidate: Measurement) -> None:
+        """Keep the tallies that are told and decided by: nothing is counted over all candidates each time."""
+        self._counts[candidate.status] += 1
+        if candidate.status != "done":
+            return
+        self._seconds += candidate.cost["seconds"]
         objective = self._objectives[0]
-        values = [m.signals[SIGNAL_OF[objective]] for m in measured if m.status == "done"]
+        value = candidate.signals[SIGNAL_OF[objective]]
         pick = max if objective in HIGHER_IS_BETTER else min
+        self._best = value if self._best is None else pick(self._best, value)
+
+    def _progress(self) -> Progress:
         return Progress(
             stage="search",
-            done=len(values),
-            failed=sum(m.status == "failed" for m in measured),
-            infeasible=len(self._infeasible) + sum(m.status == "infeasible" for m in measured),
+            done=self._counts["done"],
+            failed=self._counts["failed"],
+            infeasible=len(self._infeasible) + self._counts["infeasible"],
             running=len(self._waiting) + self._promoting,
-            best=pick(values) if values else None,
+            best=self._best,
             total=self._total,
             seconds_left=self._budget.left_to_search(self._share),
         )
@@ -326,7 +343,7 @@ class Search:
         causes = [m.cause for m in self._known.values() if m.status == "failed"]
         if causes:
             return f"no candidate could be measured; the first failed with: {causes[0]}"
-        over = len(self._infeasible) + sum(m.status == "infeasible" for m in self._known.values())
+        over = len(self._infeasible) + self._counts["infeasible"]
         if over:
             raised = "search.time" if self._candidates.max_flops is not None else "search.max_*"
             return f"none of {over} proposals was within the limits; raise {raised}"

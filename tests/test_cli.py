@@ -53,6 +53,10 @@ def test_sorted_and_pareto(nas: Command, folder: Path) -> None:
     assert [row["params"] for row in rows] == sorted(row["params"] for row in rows)
     front = json.loads(nas("leaderboard", "--format", "json", "--pareto", cwd=folder).stdout)
     assert {row["key"] for row in front} == {row["key"] for row in rows if row["pareto"]}
+    top = json.loads(nas("leaderboard", "--format", "json", "--sort", "params", "--top", "1", cwd=folder).stdout)
+    assert [row["key"] for row in top] == [
+        row["key"] for place, row in enumerate(rows) if place < 1 or row["kind"] == "reference"
+    ]
     wrong = nas("leaderboard", "--sort", "beauty", cwd=folder)
     assert wrong.returncode == 2
     assert "beauty" in wrong.stderr

@@ -151,6 +151,14 @@ def test_latency_is_the_median_in_milliseconds() -> None:
     assert 4 <= latency(Slow(4, 10), (3, 8, 6), repeats=5) < 100
 
 
+def test_memory_is_counted_alike_without_computing() -> None:
+    space = search_spaces.load("inception", {})
+    architecture = space.random(3)
+    found = complexity(space, architecture, (1, 28, 28), 10, memory=True)
+    assert found.memory == activation_bytes(space.build(architecture, (1, 28, 28), 10), (1, 28, 28))
+    assert complexity(space, architecture, (1, 28, 28), 10).memory is None
+
+
 # -------------------------------------------------------------------------------------------------- limits
 
 

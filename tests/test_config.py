@@ -326,6 +326,7 @@ configs = st.fixed_dictionaries(
                 "objectives": st.sampled_from([["loss"], ["accuracy", "flops"], ["loss", "params", "latency"]]),
                 "warm_start": st.lists(texts, max_size=2),
                 "max_latency": above_zero,
+                "max_memory": counts,
             },
         ),
     },

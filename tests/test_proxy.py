@@ -349,7 +349,10 @@ def test_a_rung_of_truth_is_trained_without_validation_and_scored_on_images_of_i
 # ------------------------------------------------------------------------------------------------ limits
 
 
-@pytest.mark.parametrize(("limit", "name"), [("max_latency", "latency_ms"), ("max_params", "params")])
+@pytest.mark.parametrize(
+    ("limit", "name"),
+    [("max_latency", "latency_ms"), ("max_params", "params"), ("max_memory", "activation_bytes")],
+)
 def test_a_candidate_over_a_limit_is_infeasible_before_training(
     tmp_path: Path, data: Data, limit: str, name: str
 ) -> None:
@@ -362,13 +365,14 @@ def test_a_candidate_over_a_limit_is_infeasible_before_training(
         bench = Bench(Setting(spec, data.without_test(), limits), CPU)
         return breaking(bench, "forward", trial=trial).measurement  # trained, it would fail
 
-    over = measured(1 if name == "params" else 1e-9, trial=7)
+    tight = 1e-9 if name == "latency_ms" else 1
+    over = measured(tight, trial=7)
     assert over.status == "infeasible"
-    assert {name} <= set(over.signals) <= {"params", "flops", "latency_ms"}
+    assert {name} <= set(over.signals) <= {"params", "flops", name}
     assert over.cost == {}
     assert re.fullmatch(rf"{name} [\d.,e-]+ is [\d.,e+]+ % over the limit", over.cause or "")
     assert measured(10**9, trial=7).status == "failed"
-    assert measured(1 if name == "params" else 1e-9, trial=None).status == "failed"  # a reference keeps no limits
+    assert measured(tight, trial=None).status == "failed"  # a reference keeps no limits
 
 
 @pytest.mark.parametrize("limits", [SearchConfig(max_latency=1e9), SearchConfig(objectives=("loss", "latency"))])

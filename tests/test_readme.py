@@ -80,6 +80,8 @@ def test_the_commands_one_after_the_other(
             command += " --trials 1" + "".join(f" --set {one}" for one in SMALL)
             over_ray = "executor.gpus" in command or "executor.address" in command
             command += f" --set executor.{'address=auto' if over_ray else 'kind=in-process'}"
+        elif command.startswith("nas plan"):
+            command += " --set executor.kind=in-process --set proxy.images=300"
         elif command.startswith("nas calibrate collect"):
             command += " --architectures 8 --epochs 1 --full-epochs 2 --seeds 1 --full-seeds 1 --train 300"
         elif command.startswith("nas calibrate report"):

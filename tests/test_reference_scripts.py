@@ -1,4 +1,4 @@
-"""The scripts behind results/reference/calibration and results/reference/comparison, in small."""
+"""The scripts behind results/reference: calibration, comparison and performance, in small."""
 
 from __future__ import annotations
 
@@ -65,3 +65,31 @@ def test_the_reference_simulations_in_small(tmp_path: Path) -> None:
     rows = pd.read_csv(tmp_path / "simulations-truth.csv")
     assert rows.groupby(["towers", "policy"])["seed"].nunique().eq(10).all()
     assert rows["cost"].le(6.001).all()
+
+
+@pytest.mark.slow
+def test_the_step_under_the_glass_in_small(tmp_path: Path) -> None:
+    run("benchmark_step", "--small", "--to", str(tmp_path))
+    [row] = pd.read_csv(tmp_path / "step.csv").to_dict("records")
+    assert 0 < row["share_of_peak"] < 1
+    assert sum(value for name, value in row.items() if name.startswith("share: ")) == pytest.approx(1)
+    assert row["share: convolution"] > row["share: optimizer"]
+
+
+@pytest.mark.slow
+def test_the_driver_is_measured_in_small(tmp_path: Path) -> None:
+    run("benchmark_driver", "--small", "--parts", "cluster", "board", "--to", str(tmp_path))
+    rows = pd.read_csv(tmp_path / "driver.csv").set_index("what")["value"]
+    assert 0.5 < rows["share of 20 workers busy"] <= 1
+    assert rows["seconds of 200 records"] > 0
+
+
+@pytest.mark.slow
+def test_searches_head_to_head_in_small(tmp_path: Path) -> None:
+    run("benchmark_search", "--small", "--folder", str(tmp_path))
+    rows = pd.read_csv(tmp_path / "search.csv").set_index("way")
+    assert set(rows.index) == {"plain", "ray-tune", "engine", "limit"}
+    assert rows.loc["engine", "accuracy"] == rows.loc["limit", "accuracy"]  # the same trainings, to the last bit
+    ratio = rows.loc["plain", "seconds"] / rows.loc["engine", "seconds"]
+    assert rows.loc["plain", "seconds_to_engine"] == pytest.approx(ratio)
+    assert "repeat" not in run("benchmark_search", "--small", "--folder", str(tmp_path))  # nothing is done twice

@@ -16,7 +16,7 @@ import typer
 
 from nas import config as configuration
 from nas import leaderboard as ranking
-from nas.cli import calibrate, drawing, simulating
+from nas.cli import calibrate, drawing, planning, simulating
 from nas.cli.options import (
     Calibrate,
     ConfigFile,
@@ -59,6 +59,11 @@ app.add_typer(system_app, name="system")
 app.add_typer(data_app, name="data")
 app.add_typer(calibrate.app, name="calibrate")
 app.command()(simulating.simulate)
+app.command()(planning.plan)
+
+
+SHOWN = 100
+"""Rows of a leaderboard on the terminal."""
 
 
 class Format(StrEnum):
@@ -130,6 +135,10 @@ def leaderboard(
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
     sort: Annotated[str | None, typer.Option(help="A column to sort by; unset: the search's first objective.")] = None,
     pareto: Annotated[bool, typer.Option(help="Only the Pareto front of score and FLOPs.")] = False,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"So many rows, and the references; unset: {SHOWN} of a table, else all."),
+    ] = None,
     results: Results = Path("results"),
 ) -> None:
     """Every measured candidate, best first (* on the Pareto front of score and FLOPs), and the references."""
@@ -141,8 +150,13 @@ def leaderboard(
         rows = ranking.sort(rows, sort)
     if pareto:
         rows = [row for row in rows if row.pareto]
+    count = len(rows)
+    top = SHOWN if top is None and format is Format.table else top
+    rows = [row for place, row in enumerate(rows) if top is None or place < top or row.kind == "reference"]
     if format is Format.table:
         out.print(drawing.board(rows, opened.config.experiment, out.width))
+        if count > len(rows):
+            out.print(f"and {count - len(rows):,} more: --top {count}", highlight=False)
         if (said := opened.trust()) is not None:
             out.print(said, highlight=False, markup=False)
     else:

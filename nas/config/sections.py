@@ -109,6 +109,9 @@ class SearchConfig(Section):
         description="Limit on FLOPs an image (2 a multiply-add); unset with a time budget: what fits it.",
     )
     max_latency: float | None = Field(None, gt=0, description="Limit on measured milliseconds for one image.")
+    max_memory: Positive | None = Field(
+        None, description="Limit on the bytes of activations that one image takes at once, at inference in float32."
+    )
     warm_start: tuple[str, ...] | None = Field(
         None, description="Named points of the space to begin with; unset: all that it names."
     )

@@ -36,6 +36,9 @@ from nas.export.network import PixelNetwork, fold, still
 
 __all__ = ["Check", "EarlyExits", "Ensemble", "Exported", "Facts", "export", "fold"]
 
+MANY = 64
+"""Latency is measured of one image and of so many."""
+
 FILES = {files.SAFETENSORS, files.TOWERS, files.ARCHITECTURE, files.PT2, files.ONNX, card.JSON, card.TEXT}
 
 
@@ -76,7 +79,8 @@ def export(
         checks += [verify(files.PT2, files.load_pt2)]
         files.write_onnx(partial / files.ONNX, program, config.opset, metadata, exits)
         checks += [verify(files.ONNX, files.load_onnx)]
-        latency = verification.latency(trained, partial, test_pixels[:1], facts)
+        many = np.resize(test_pixels, (MANY, *test_pixels.shape[1:]))
+        latency = {len(one): verification.latency(trained, partial, one, facts) for one in (many[:1], many)}
         heads = {} if labels is None else verification.accuracies(expected, labels, ("logits", *exits))
         memory = complexity.activation_bytes(trained, facts.input_shape)
         content = card.content(facts, config, batch_norm, checks, latency, partial, exits, heads, memory)

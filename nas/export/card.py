@@ -52,7 +52,7 @@ def content(
     config: ExportConfig,
     batch_norm: str,
     checks: Sequence[Check],
-    latency: Mapping[str, float],
+    latency: Mapping[int, Mapping[str, float]],
     folder: Path,
     exits: Sequence[str] = (),
     heads: Mapping[str, float] | None = None,
@@ -60,7 +60,8 @@ def content(
 ) -> dict[str, Any]:
     """All that the card says, as plain values; sizes are of the files that `folder` holds by now.
 
-    `heads` is the test accuracy, 0 to 1, of what is exported: of ``logits`` and of each of the `exits`.
+    `latency` is in milliseconds, by the number of images at once and by what computes them. `heads` is the test
+    accuracy, 0 to 1, of what is exported: of ``logits`` and of each of the `exits`.
     """
     shape = str((1, *facts.input_shape))
     load_pt2 = LOAD_PT2.replace("model(pixels)", 'model(pixels)["logits"]') if exits else LOAD_PT2
@@ -70,7 +71,7 @@ def content(
         "params": facts.params,
         "flops": facts.flops,
         "peak activation bytes": activation_bytes,
-        "latency ms": dict(latency),
+        "latency ms": {str(images): dict(times) for images, times in latency.items()},
         "accuracy": _scores(facts.accuracies),
         **({"miou": _scores(facts.mious)} if facts.mious else {}),
         "members": dict(facts.members),
@@ -113,7 +114,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         *_mious(card),
         *_exported_accuracy(card),
         "## Cost",
-        _table(("one image", ""), _cost_rows(card)),
+        _table(("parameters, FLOPs and memory of one image; time of one and more", ""), _cost_rows(card)),
         "## Verification",
         "Each file was loaded back and its logits compared with the trained network's, on test images.",
         _table(("file", "largest difference", "allowed", "same prediction", "images"), _check_rows(card)),
@@ -179,7 +180,11 @@ def _cost_rows(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{card['params']:,}"),
         ("FLOPs (2 a multiply-add)", f"{card['flops']:,}"),
         *([] if memory is None else [("peak of activations, eager", f"{memory:,} bytes")]),
-        *((f"{what}, one CPU thread", f"{milliseconds:.2f} ms") for what, milliseconds in latency.items()),
+        *(
+            (f"{what}, {images} at once, one CPU thread", f"{milliseconds:.2f} ms")
+            for images, times in latency.items()
+            for what, milliseconds in times.items()
+        ),
     ]
 
 

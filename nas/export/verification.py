@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +25,7 @@ BATCH_PIXELS = 2**22
 """Pixels a step, where images are large."""
 MOST_LOGITS = 2**26
 """Logits that are held at once of each file: 256 MiB. Where each pixel has some, fewer images are compared."""
-LATENCY_SECONDS = 0.3
+LATENCY_SECONDS = 0.2
 """How long each latency is measured."""
 
 
@@ -86,7 +86,7 @@ def _predict_all(predict: Predict, pixels: Pixels) -> Logits:
 
 
 def latency(trained: nn.Module, folder: Path, pixels: Pixels, facts: Facts) -> dict[str, float]:
-    """Median milliseconds for one image (1, C, H, W) on one CPU thread: trained network, then the files."""
+    """Median milliseconds for these images (N, C, H, W) on one CPU thread, in turns: trained network and files."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -94,21 +94,24 @@ def latency(trained: nn.Module, folder: Path, pixels: Pixels, facts: Facts) -> d
         program = files.load_pt2(folder / files.PT2)
         session = files.load_onnx(folder / files.ONNX, threads=1)
         with torch.no_grad():
-            return {
-                "eager": _median_ms(lambda: trained(image)),
-                files.PT2: _median_ms(lambda: program(pixels)),
-                files.ONNX: _median_ms(lambda: session(pixels)),
-            }
+            return _median_ms(
+                {
+                    "eager": lambda: trained(image),
+                    files.PT2: lambda: program(pixels),
+                    files.ONNX: lambda: session(pixels),
+                }
+            )
     finally:
         torch.set_num_threads(threads)
 
 
-def _median_ms(call: Callable[[], object]) -> float:
-    for _ in range(3):
+def _median_ms(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    for call in list(calls.values()) * 3:
         call()
-    times: list[float] = []
-    while len(times) < 5 or sum(times) < LATENCY_SECONDS:
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times) * 1e3
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    while min(map(len, times.values())) < 5 or sum(map(sum, times.values())) < LATENCY_SECONDS * len(calls):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(own) * 1e3 for name, own in times.items()}

@@ -96,7 +96,7 @@ class Promotion(Generic[Key]):
         self._costs = np.concatenate([self._costs, np.asarray(costs, dtype=np.float64)])
         self._state = np.concatenate([self._state, np.zeros((len(keys), self._rungs), dtype=np.int8)])
         self._tie = np.concatenate([self._tie, 1e-9 * self._generator.random(len(keys))])
-        self._pool = self._plan = None
+        self._plan = None
 
     def enter(self, key: Key, features: Floats, costs: Floats) -> None:
         """A newcomer that somebody else has chosen: offered, and in training at the cheapest rung."""
@@ -161,13 +161,28 @@ class Promotion(Generic[Key]):
 
     def outlook(self) -> tuple[Floats, Floats]:
         """Mean and deviation of each candidate's full score, in the order of the offers."""
-        if self._pool is None:
-            self._pool = Pool.of(self._free, self._features, self._policy.beliefs)
-            self._fitted = -1
-        if self._fitted < 0 or len(self._told) >= self._fitted + max(1.0, self._policy.refit * self._fitted):
-            self._outlook = self._ranker.predict(self._pool, self._observations())
-            self._fitted = len(self._told)
+        if len(self._outlook[0]) < len(self._keys):
+            self._refit()
         return self._outlook
+
+    def _refit(self) -> None:
+        """The ranker looks at all candidates and outcomes anew."""
+        if self._pool is None or len(self._pool.family) < len(self._keys):
+            self._pool = Pool.of(self._free, self._features, self._policy.beliefs)
+        self._outlook = self._ranker.predict(self._pool, self._observations())
+        self._fitted = len(self._told)
+
+    def _means(self, able: NDArray[np.bool_], rung: int) -> Floats:
+        """The outlook's means, by the last fit if it will do; those that came after it wait at higher rungs.
+
+        A newcomer of the search's has no outlook before it is trained, and needs none: only who is `able` does.
+        """
+        grown = len(self._told) >= self._fitted + max(1.0, self._policy.refit * self._fitted)
+        fitted = np.arange(len(able)) < len(self._outlook[0])
+        if grown or not (able & fitted).any() or (rung == 0 and not fitted.all()):
+            self._refit()
+        unknown = np.full(len(able) - len(self._outlook[0]), -np.inf)
+        return np.concatenate([self._outlook[0], unknown])
 
     # ------------------------------------------------------------------------------------------ choosing
 
@@ -207,7 +222,7 @@ class Promotion(Generic[Key]):
         able &= self._costs[:, rung] <= left + ROUNDING
         if not able.any():
             return None
-        outlook = self.outlook()[0]
+        outlook = self._means(able, rung)
         return self._first(able, outlook - self._crowded() if rung == 0 else outlook)
 
     def _awaited(self) -> bool:
@@ -241,7 +256,7 @@ class Promotion(Generic[Key]):
             return None
         able = (self._state[:, top] == IDLE) & (self._state != FAILED).all(axis=1)
         able &= self._costs[:, top] <= self._budget - self.spent + ROUNDING
-        return self._first(able, self.outlook()[0]) if able.any() else None
+        return self._first(able, self._means(able, self._rungs - 1)) if able.any() else None
 
     def _start(self, candidate: int, rung: int) -> tuple[Key, int]:
         self._spent[rung] += self._costs[candidate, rung]

@@ -1,0 +1,77 @@
+"""`nas plan`: what a search will cost, before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from nas import config as configuration
+from nas.cli.drawing import duration
+from nas.cli.options import (
+    Calibrate,
+    ConfigFile,
+    DataDir,
+    DataSet,
+    Seed,
+    Set,
+    Space,
+    Time,
+    Trials,
+    Verbose,
+    Workers,
+    keys_of,
+    out,
+    watching,
+)
+
+if TYPE_CHECKING:
+    from nas.plan import Plan
+
+
+def plan(
+    config: ConfigFile = None,
+    space: Space = None,
+    data: DataSet = None,
+    data_dir: DataDir = None,
+    trials: Trials = None,
+    time: Time = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    calibrate: Calibrate = None,
+    set_: Set = None,
+    verbose: Verbose = False,
+) -> None:
+    """Predict what `nas run` with the same options takes, from a few candidates trained for seconds; writes nothing."""
+    from nas.experiment import Experiment
+
+    keys = keys_of(None, space, data, data_dir, trials, time, seed, workers, calibrate, None)
+    experiment = Experiment(config=configuration.read(config, set_ or (), **keys))
+    with watching(experiment, verbose):
+        found = experiment.plan()
+    out.print(drawn(found))
+
+
+def drawn(found: Plan) -> Table:
+    """A row a part."""
+    table = Table(title="What `nas run` will take", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table.add_column("part")
+    table.add_column("time", justify="right")
+    table.add_column("what", overflow="fold")
+    went_on = f", {found.promotions} of them again for longer" if found.promotions else ""
+    parts = [
+        ("start", found.start_seconds, f"{found.workers} workers, the data, the first network"),
+        (
+            "search",
+            found.search_seconds,
+            f"{found.candidates} candidates{went_on}; {found.candidates_an_hour:,.0f} candidates an hour",
+        ),
+        ("calibration", found.calibration_seconds, f"{found.calibrated} full trainings"),
+        ("retraining", found.retrain_seconds, f"the winner and the references, {found.epochs} epochs each"),
+        ("all", found.seconds, f"{found.memory / 2**20:,.0f} MiB a worker"),
+    ]
+    for name, seconds, what in parts:
+        if seconds:
+            table.add_row(name, duration(seconds), what)
+    return table

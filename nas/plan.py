@@ -1,0 +1,284 @@
+"""What a search will cost, before it starts: a few candidates are trained for seconds, the rest is arithmetic.
+
+The speed of an image, in training and in scoring, is taken as linear in the network's FLOPs; it is measured with all
+workers busy. Nothing is written down.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median
+
+import numpy as np
+
+from nas import ladder, pipeline, retrain
+from nas.config import Config, SearchConfig
+from nas.data import Data, load
+from nas.driver import check_usable
+from nas.errors import JobError
+from nas.executor import Executor, start
+from nas.ladder import Rung
+from nas.progress import Event, Listener, Progress
+from nas.proxy import Job, Setting, SpaceSpec
+from nas.records import Measurement
+from nas.search import Candidates
+from nas.space import Architecture
+
+DRAWN = 40
+"""Random architectures that stand for the space."""
+
+STEPS = 20
+"""Steps of a probe's training."""
+
+PROBES = 3
+"""Probes a worker, after one that warms it up; at least four in all."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is expected: counts, seconds of each part, bytes that a worker holds.
+
+    `candidates_an_hour` counts newcomers, with the time that promotions take; `epochs` are retraining's.
+    """
+
+    workers: int
+    candidates: int
+    promotions: int
+    calibrated: int
+    candidates_an_hour: float
+    epochs: int
+    start_seconds: float
+    search_seconds: float
+    calibration_seconds: float
+    retrain_seconds: float
+    memory: int
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.start_seconds + self.search_seconds + self.calibration_seconds + self.retrain_seconds
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a training: so much for each candidate, each image trained on and each image scored."""
+
+    training: tuple[float, float]
+    scoring: tuple[float, float]
+    overhead: float
+
+    def seconds(self, flops: float, trained: int, scored: int) -> float:
+        """Of one candidate of so many FLOPs."""
+        each = [slope * flops + level for slope, level in (self.training, self.scoring)]
+        return self.overhead + each[0] * trained + each[1] * scored
+
+
+def plan(config: Config, listen: Listener = lambda event: None) -> Plan:
+    """What `nas run` with this config will take. Raises an InputError where it could not run either."""
+    spec = SpaceSpec.of(config.space.name, config.space.settings)
+    space = spec.load()
+    begin = time.perf_counter()
+    with start(config.executor) as executor:
+        data = load(config.data)
+        if config.search.calibrate:
+            data = data.holding_truth()
+        check_usable(config, space, data)
+        executor.use(Setting(spec, data.without_test(), SearchConfig()))
+        suited = ladder.decided(config, data.augmentations, executor.on_gpu)
+        candidates = Candidates(space, data.input_shape, len(data.classes), config.search)
+        drawn = _drawn(candidates, config.seed)
+        probes = _probe(
+            executor, list(drawn), ladder.proxy_rung(suited, len(data.train)), len(data.train), listen, begin
+        )
+        return Forecast(suited, data, candidates, list(drawn.values()), probes, executor.slots).plan()
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Short trainings with all workers busy: what each measured and took beside it, and when the first began."""
+
+    measured: Sequence[Measurement]
+    overheads: Sequence[float]
+    started: float
+
+    def speed(self, scored: int) -> Speed:
+        """What they say of others; `scored` validation images were scored in each."""
+        flops = [one.signals["flops"] for one in self.measured]
+        trained = [one.cost["seconds"] / one.cost["images"] for one in self.measured]
+        read = [one.cost["scoring_seconds"] / scored for one in self.measured]
+        return Speed(_line(flops, trained), _line(flops, read), median(self.overheads))
+
+
+class Forecast:
+    """From the speed of probes to the cost of all that `nas run` does. `drawn`: FLOPs of random candidates."""
+
+    def __init__(
+        self, config: Config, data: Data, candidates: Candidates, drawn: Sequence[float], probes: Probes, slots: int
+    ) -> None:
+        self._config, self._data, self._candidates, self._slots = config, data, candidates, slots
+        self._speed, self._probes = probes.speed(len(data.validation)), probes
+        self._rungs = ladder.rungs(config, len(data.train), ladder.retrain_epochs(config.retrain, len(data.train)))
+        self._everything = len(data.train_and_validation())
+        self._final = ladder.retrain_rung(config, self._everything)
+        named = _flops_of(candidates, candidates.space.named())
+        self._references = [*named, *drawn[: retrain.RANDOM_REFERENCES]] if config.retrain.references else []
+        limit = self._affordable()
+        self._drawn = [one for one in drawn if limit is None or one <= limit] or [min(drawn)]
+        chosen = config.search.warm_start
+        warm = named if chosen is None else _flops_of(candidates, chosen)
+        self._warm = [one for one in warm if limit is None or one <= limit]
+
+    def plan(self) -> Plan:
+        """All of it."""
+        wanted = self._config.search
+        trials, search = self._search()
+        calibration = _makespan([self._fully(fmean(self._drawn))] * wanted.calibrate, self._slots)
+        epochs, retraining = self._retraining(search + calibration)
+        return Plan(
+            workers=self._slots,
+            candidates=trials,
+            promotions=self._promotions(trials),
+            calibrated=wanted.calibrate,
+            candidates_an_hour=3600 * trials / search,
+            epochs=epochs,
+            start_seconds=self._probes.started,
+            search_seconds=search,
+            calibration_seconds=calibration,
+            retrain_seconds=retraining,
+            memory=int(max(one.cost.get("memory", 0.0) for one in self._probes.measured)),
+        )
+
+    def _affordable(self) -> int | None:
+        """The limit on FLOPs that a time budget sets, as the search will set it."""
+        wanted, recipe = self._config.search, self._config.retrain
+        if wanted.time is None or wanted.max_flops is not None:
+            return None
+        images = self._final.epochs * min(self._everything, recipe.images or self._everything)
+        left = (1 - wanted.share) * wanted.time
+        probe = self._probes.measured[0]
+        return retrain.affordable_flops(left, probe, recipe.seeds, len(self._references), images, self._slots)
+
+    def _search(self) -> tuple[int, float]:
+        """Candidates, and seconds of measuring and promoting them."""
+        wanted = self._config.search
+        trials = pipeline.DEFAULT_TRIALS if wanted.trials is None and wanted.time is None else wanted.trials
+        if wanted.time is not None:
+            seconds = wanted.share * wanted.time * (pipeline.SEARCHED if wanted.calibrate else 1.0)
+            many = 1000
+            each = self._searching(many) / many
+            trials = max(1, min(int(seconds / each), trials or int(seconds / each)))
+        assert trials is not None
+        return trials, self._searching(trials)
+
+    def _searching(self, trials: int) -> float:
+        """Seconds of so many candidates: the named ones, then random ones, and promotions."""
+        flops = [
+            *self._warm[:trials],
+            *itertools.islice(itertools.cycle(self._drawn), max(0, trials - len(self._warm))),
+        ]
+        count, scored = len(self._data.train), len(self._data.validation)
+        newcomers = [self._seconds(one, self._rungs[0], count, scored) for one in flops]
+        higher = [self._seconds(fmean(self._drawn), rung, count, scored) for rung in self._rungs[1:]]
+        promotions = itertools.islice(itertools.cycle(higher), self._promotions(trials))
+        return _makespan([*newcomers, *promotions], self._slots)
+
+    def _promotions(self, trials: int) -> int:
+        """Trainings at higher rungs that so many candidates lead to."""
+        rungs, budget = ladder.budget_for(trials, [rung.epochs for rung in self._rungs])
+        if rungs == 1:
+            return 0
+        return round(budget - trials * self._rungs[0].epochs / self._rungs[rungs - 1].epochs * (rungs - 1))
+
+    def _fully(self, flops: float) -> float:
+        """Seconds of a full training for the calibration."""
+        data = self._data
+        rung = ladder.retrain_rung(self._config, len(data.train))
+        scored = len(data.validation) + (0 if data.truth is None else len(data.truth))
+        return self._seconds(flops, rung, len(data.train), scored)
+
+    def _retraining(self, before: float) -> tuple[int, float]:
+        """Epochs and seconds; the winner is thought of as the mean of the larger half of candidates."""
+        wanted, test = self._config.search, self._data.test
+        winner = fmean(sorted(self._drawn)[len(self._drawn) // 2 :])
+        flops = [winner] * self._config.retrain.seeds + self._references
+        scored = 0 if test is None else len(test)
+        seconds = _makespan([self._seconds(one, self._final, self._everything, scored) for one in flops], self._slots)
+        if wanted.time is None:
+            return self._final.epochs, seconds
+        left = retrain.SAFETY * max(0.0, wanted.time - self._probes.started - before)
+        epochs = max(1, min(self._final.epochs, int(left / seconds * self._final.epochs)))
+        return epochs, seconds * epochs / self._final.epochs
+
+    def _seconds(self, flops: float, rung: Rung, images: int, scored: int) -> float:
+        return self._speed.seconds(flops, rung.epochs * min(images, rung.recipe.images or images), scored)
+
+
+def _drawn(candidates: Candidates, seed: int) -> dict[Architecture, float]:
+    """Random architectures within the limits, with their FLOPs."""
+    found: dict[Architecture, float] = {}
+    for number in range(10 * DRAWN):
+        architecture = candidates.space.random(1_000 * seed + number)
+        sizes = candidates.sizes(architecture)
+        if all(over <= 0 for over in candidates.beyond(sizes)[0].values()):
+            found[architecture] = sizes["flops"]
+        if len(found) in (DRAWN, candidates.space.size()):
+            break
+    if not found:
+        raise JobError(f"none of {10 * DRAWN} random architectures is within the limits of [search]")
+    return found
+
+
+def _probe(
+    executor: Executor, drawn: Sequence[Architecture], rung: Rung, images: int, listen: Listener, begin: float
+) -> Probes:
+    """Train some on all workers for a few steps. The first on each worker warm it up and tell nothing."""
+    few = min(images, rung.recipe.images or images, STEPS * rung.recipe.batch_size)
+    short = replace(rung, name="probe", recipe=rung.recipe.model_copy(update={"epochs": 1, "images": few}))
+    count = executor.slots + max(4, PROBES * executor.slots)
+    waiting = [Job.of(one, short, seed) for seed, one in enumerate(itertools.islice(itertools.cycle(drawn), count))]
+    submitted: dict[Job, float] = {}
+    found: list[tuple[Measurement, float]] = []
+    started = 0.0
+    while len(found) < count:
+        while executor.free and len(submitted) < count:
+            job = waiting[len(submitted)]
+            submitted[job] = time.perf_counter()
+            executor.submit(job)
+        for outcome in executor.wait():
+            now, one = time.perf_counter(), outcome.measurement
+            spent = one.cost.get("seconds", 0.0) + one.cost.get("scoring_seconds", 0.0)
+            started = started or now - begin - spent
+            found.append((one, now - submitted[outcome.job] - spent))
+            progress = Progress("plan", done=len(found), running=executor.running, total=count)
+            listen(Event(progress, f"probe {len(found)}", one))
+    told = [pair for pair in found[executor.slots :] if pair[0].status == "done"]
+    if not told:
+        raise JobError(f"no candidate could be trained: {found[-1][0].cause}")
+    return Probes([one for one, _ in told], [over for _, over in told], started)
+
+
+def _flops_of(candidates: Candidates, names: Iterable[str]) -> list[float]:
+    """FLOPs of named points."""
+    named = candidates.space.named()
+    return [candidates.sizes(candidates.space.point(named[name]))["flops"] for name in names]
+
+
+def _makespan(seconds: Iterable[float], slots: int) -> float:
+    """Seconds until all are done, each begun on the worker that is free first."""
+    loads = [0.0] * slots
+    for one in seconds:
+        heapq.heapreplace(loads, loads[0] + one)
+    return max(loads)
+
+
+def _line(flops: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Slope and level, neither below 0, with the least relative error."""
+    from scipy.optimize import nnls
+
+    each = np.asarray(seconds)
+    slope, level = nnls(np.column_stack([flops, np.ones(len(each))]) / each[:, None], np.ones(len(each)))[0]
+    return float(slope), float(level)
