@@ -162,7 +162,7 @@ def driving(
             records.set_fact("rungs", [rung.key for rung in rungs])
             records.set_fact("image", [*data.input_shape, len(data.classes)])
             wanted = config.search
-            study = Study(config.database, config.experiment, wanted.objectives, wanted.sampler, config.seed)
+            study = Study(engine, config.experiment, wanted.objectives, wanted.sampler, config.seed)
             budget = Budget(records, wanted.time)
             try:
                 yield Driver(suited, spec, space, data, records, study, pool, rungs, budget, listen, lease.check)
@@ -240,6 +240,7 @@ def meaning(config: Config, space: SearchSpace, data: Data, source: str | None) 
     flat |= {f"space.{key}": value for key, value in space.settings.model_dump(mode="json").items()}
     flat["the images"] = data.fingerprint.partition("/")[0]
     flat["search.calibrate, which halves the validation images"] = bool(config.search.calibrate)
+    flat["the table of trials"] = 1  # experiments of before have theirs elsewhere
     if source is not None:
         flat["the file of the space"] = hashlib.sha256(source.encode()).hexdigest()[:12]
     return {key: value for key, value in flat.items() if key not in FREE}

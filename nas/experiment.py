@@ -25,10 +25,12 @@ from nas import leaderboard
 from nas.config import Config
 from nas.errors import ExperimentError
 from nas.leaderboard import Record
-from nas.records import Measurement, Records, existing_records
+from nas.records import Measurement, Records, existing_records, open_database
 from search_spaces import systems
 
 if TYPE_CHECKING:
+    import optuna
+
     from nas.calibrated import Calibrated
     from nas.data import Data
     from nas.export import Exported
@@ -216,6 +218,13 @@ class Experiment:
             records.fact("calibration", {}).get("predictions"),
         )
 
+    def study(self) -> optuna.Study:
+        """The trials as an Optuna study in memory, for its plots and importances; empty before the experiment began."""
+        from nas import study
+
+        self._records()  # raises where the database cannot be read
+        return study.load(open_database(self.config.database), self.config.experiment, self.config.search.objectives)
+
     def calibration(self) -> Calibrated | None:
         """How far the ranking can be trusted, where the search was calibrated (``search.calibrate``)."""
         from nas.calibrated import Calibrated
@@ -303,7 +312,7 @@ class Experiment:
             yield number, entry.measurement.key, entry.measurement.architecture
         from nas.study import proposals  # those that were not measured: beyond the limits, or measured before
 
-        for trial, text in proposals(self.config.database, self.config.experiment):
+        for trial, text in proposals(open_database(self.config.database), self.config.experiment):
             yield str(trial), space.architecture_type.from_json(text).key, text
 
 

@@ -28,7 +28,7 @@ from nas.records import Measurement
 from nas.search import Candidates
 from nas.space import Architecture
 
-DRAWN = 40
+DRAWN = 30
 """Random architectures that stand for the space."""
 
 STEPS = 20
@@ -137,6 +137,8 @@ class Forecast:
         wanted = self._config.search
         trials, search = self._search()
         calibration = _makespan([self._fully(fmean(self._drawn))] * wanted.calibrate, self._slots)
+        if wanted.time is not None:
+            calibration = min(calibration, (1 - pipeline.SEARCHED) * wanted.share * wanted.time)
         epochs, retraining = self._retraining(search + calibration)
         return Plan(
             workers=self._slots,

@@ -1,17 +1,26 @@
-"""Optuna, and nothing but: storage, samplers, constraints. The only module that knows it."""
+"""Optuna, and nothing but: samplers, trials and their durable table, constraints. The only module that knows it.
+
+Samplers work on a study in memory. Each trial is written down as one row of a table beside the measurements, when it is
+proposed and when it is told: Optuna's own database storage takes a transaction a parameter, and reads all trials that
+run again at each proposal, which many workers turn into seconds. `load` gives the study to look at with Optuna's tools.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+import sqlalchemy as sql
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState
 
-from nas import records
 from nas.errors import CandidateError
 from nas.leaderboard import HIGHER_IS_BETTER
 from nas.space import Architecture, SearchSpace
@@ -21,6 +30,18 @@ GENERATION = 16
 
 ARCHITECTURE = "architecture"
 CAUSE = "cause"
+
+WHOLE = -1
+"""The row, in place of a trial's number, of what a sampler notes of the whole study (nsga2: its parents)."""
+
+_metadata = sql.MetaData()
+_trials = sql.Table(
+    "nas_trials",
+    _metadata,
+    sql.Column("study", sql.String(128), primary_key=True),
+    sql.Column("number", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("trial", sql.Text, nullable=False),
+)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -40,15 +61,11 @@ class Study:
     propose the same points again after a resume.
     """
 
-    def __init__(self, url: str, name: str, objectives: Sequence[str], sampler: str, seed: int) -> None:
-        storage = optuna.storages.RDBStorage(url)
-        records.tune(storage.engine)
-        self._study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            directions=["maximize" if one in HIGHER_IS_BETTER else "minimize" for one in objectives],
-            load_if_exists=True,
-        )
+    def __init__(self, engine: sql.Engine, name: str, objectives: Sequence[str], sampler: str, seed: int) -> None:
+        self._engine = engine
+        self._name = name
+        self._study = load(engine, name, objectives)
+        self._noted = dict(_noted(self._study))
         self._sampler = sampler
         self._seed = seed
         self._asked: dict[int, optuna.Trial] = {}
@@ -58,7 +75,7 @@ class Study:
         return len(self._study.get_trials(deepcopy=False))
 
     def enqueue(self, values: Mapping[str, Any]) -> None:
-        """Propose this point before any other, once."""
+        """Propose this point before any other, once; to be said again by a driver that goes on."""
         self._study.enqueue_trial(dict(values), skip_if_exists=True)
 
     def ask(self, space: SearchSpace, explore: bool = False) -> Asked:
@@ -79,26 +96,27 @@ class Study:
                 self.tell_failed(trial.number, cause)
                 raise CandidateError(cause) from error
         trial.set_user_attr(ARCHITECTURE, architecture.to_json())
+        self._write(trial.number)
         return Asked(trial.number, architecture)
 
     def tell(self, number: int, values: Sequence[float]) -> None:
         """The objectives' values of a measured candidate."""
-        self._study.tell(number, list(values))
+        self._finish(number, TrialState.COMPLETE, values)
 
     def tell_failed(self, number: int, cause: str) -> None:
         """A fault, from which the sampler learns nothing."""
-        self._note(number, cause)
-        self._study.tell(number, state=TrialState.FAIL)
+        self._trial(number).set_user_attr(CAUSE, cause)
+        self._finish(number, TrialState.FAIL)
 
     def tell_infeasible(self, number: int, cause: str) -> None:
         """Over a limit. With its constraints set (see `constrain`) the sampler learns to stay below."""
-        self._note(number, cause)
-        self._study.tell(number, state=TrialState.PRUNED)
+        self._trial(number).set_user_attr(CAUSE, cause)
+        self._finish(number, TrialState.PRUNED)
 
     def constrain(self, number: int, excess: Mapping[str, float]) -> None:
-        """By how much each limit is exceeded; feasible at 0 or less. Also to be said of feasible trials.
+        """By how much each limit is exceeded; feasible at 0 or less. Also to be said of feasible trials, before `tell`.
 
-        Said before a trial is told, once: what an interrupted driver has said already stays.
+        What was said of a trial stays.
         """
         trial = self._trial(number)
         said = trial.constraints
@@ -107,37 +125,107 @@ class Study:
                 trial.set_constraint(name, value)
 
     def running(self, space: SearchSpace) -> list[Asked]:
-        """Proposals of an earlier driver that were never told, to be measured now.
-
-        A trial that was interrupted before its architecture was chosen is told as failed; if it was enqueued, it is
-        enqueued again.
-        """
-        found = []
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            text = trial.user_attrs.get(ARCHITECTURE)
-            if text is None:
-                if given := trial.system_attrs.get("fixed_params"):
-                    self._study.enqueue_trial(given)
-                self.tell_failed(trial.number, "interrupted before an architecture was chosen")
-            else:
-                found.append(Asked(trial.number, space.architecture_type.from_json(text)))
-        return found
-
-    def _note(self, number: int, cause: str) -> None:
-        self._trial(number).set_user_attr(CAUSE, cause)
+        """Proposals of an earlier driver that were never told, to be measured now."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        read = space.architecture_type.from_json
+        return [Asked(trial.number, read(trial.user_attrs[ARCHITECTURE])) for trial in running]
 
     def _trial(self, number: int) -> optuna.Trial:
         if number not in self._asked:
-            frozen = next(t for t in self._study.get_trials(deepcopy=False) if t.number == number)
+            frozen = self._study.get_trials(deepcopy=False)[number]
             self._asked[number] = optuna.Trial(self._study, frozen._trial_id)
         return self._asked[number]
 
+    def _finish(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        self._study.tell(number, None if values is None else list(values), state)
+        self._asked.pop(number, None)
+        self._write(number)
 
-def proposals(url: str, name: str) -> list[tuple[int, str]]:
-    """Number and architecture JSON of every trial of a study that exists."""
-    study = optuna.load_study(storage=url, study_name=name)
-    found = [(trial.number, trial.user_attrs.get(ARCHITECTURE)) for trial in study.get_trials(deepcopy=False)]
+    def _write(self, number: int) -> None:
+        """Make the trial durable as it is now."""
+        rows = {number: _text(self._study.get_trials(deepcopy=False)[number])}
+        if (noted := _noted(self._study)) != self._noted:
+            rows[WHOLE], self._noted = json.dumps(noted), dict(noted)
+        where = (_trials.c.study == self._name) & _trials.c.number.in_(rows)
+        values = [{"study": self._name, "number": one, "trial": text} for one, text in rows.items()]
+        with self._engine.begin() as connection:
+            connection.execute(_trials.delete().where(where))
+            connection.execute(_trials.insert(), values)
+
+
+def load(engine: sql.Engine, name: str, objectives: Sequence[str]) -> optuna.Study:
+    """The study as it was written down, in memory, as for Optuna's plots and importances; empty where there is none."""
+    study = optuna.create_study(
+        study_name=name,
+        directions=["maximize" if one in HIGHER_IS_BETTER else "minimize" for one in objectives],
+    )
+    for number, text in _rows(engine, name):
+        if number == WHOLE:
+            for key, value in json.loads(text).items():
+                study._storage.set_study_system_attr(study._study_id, key, value)
+            continue
+        missing = number - len(study.get_trials(deepcopy=False))
+        study.add_trials([optuna.create_trial(state=TrialState.FAIL)] * missing + [_trial_of(text)])
+    return study
+
+
+def proposals(engine: sql.Engine, name: str) -> list[tuple[int, str]]:
+    """Number and architecture JSON of every trial of a study."""
+    rows = [(number, json.loads(text)) for number, text in _rows(engine, name) if number != WHOLE]
+    found = [(number, trial["user"].get(ARCHITECTURE)) for number, trial in rows]
     return [(number, text) for number, text in found if text is not None]
+
+
+def _noted(study: optuna.Study) -> Mapping[str, Any]:
+    return study._storage.get_study_system_attrs(study._study_id)
+
+
+def _rows(engine: sql.Engine, name: str) -> list[tuple[int, str]]:
+    _metadata.create_all(engine)
+    query = sql.select(_trials.c.number, _trials.c.trial).where(_trials.c.study == name).order_by(_trials.c.number)
+    with engine.connect() as connection:
+        return [(number, text) for number, text in connection.execute(query)]
+
+
+def _text(trial: FrozenTrial) -> str:
+    """A trial as JSON. Values of parameters are in Optuna's internal form, as its own database holds them."""
+    distributions = trial.distributions
+    return json.dumps(
+        {
+            "state": trial.state.name,
+            "values": trial.values,
+            "params": {name: distributions[name].to_internal_repr(value) for name, value in trial.params.items()},
+            "distributions": {name: distribution_to_json(one) for name, one in distributions.items()},
+            "user": trial.user_attrs,
+            "system": trial.system_attrs,
+            "times": [one and one.isoformat() for one in (trial.datetime_start, trial.datetime_complete)],
+        }
+    )
+
+
+def _trial_of(text: str) -> FrozenTrial:
+    table = json.loads(text)
+    distributions = {name: _distribution(one) for name, one in table["distributions"].items()}
+    begun, completed = (one and datetime.fromisoformat(one) for one in table["times"])
+    return FrozenTrial(
+        number=-1,
+        trial_id=-1,
+        state=TrialState[table["state"]],
+        value=None,
+        values=table["values"],
+        datetime_start=begun,
+        datetime_complete=completed,
+        params={name: distributions[name].to_external_repr(value) for name, value in table["params"].items()},
+        distributions=distributions,
+        user_attrs=table["user"],
+        system_attrs=table["system"],
+        intermediate_values={},
+    )
+
+
+@lru_cache(maxsize=1000)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
 
 
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:

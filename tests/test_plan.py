@@ -64,15 +64,15 @@ def test_speed_is_read_off_probes(data: Data) -> None:
 def test_a_search_without_promotions_by_hand(data: Data) -> None:
     search = {"trials": 10, "warm_start": []}
     plan, config = predicted(
-        data, search=search, ladder={"rungs": 1}, retrain={"epochs": 2, "seeds": 2, "references": False}
+        data, slots=1, search=search, ladder={"rungs": 1}, retrain={"epochs": 2, "seeds": 2, "references": False}
     )
     epochs = ladder.proxy_rung(config, len(data.train)).epochs
     each = [0.25 + 1e-9 * f * (epochs * len(data.train) + len(data.validation) / 3) for f in (1e6, 3e6)]
-    assert plan.search_seconds == pytest.approx(5 * max(each))  # the small ones on one worker, the large on the other
+    assert plan.search_seconds == pytest.approx(5 * sum(each))
     images = len(data.train) + len(data.validation)
     assert data.test is not None
-    assert plan.retrain_seconds == pytest.approx(0.25 + 1e-9 * 3e6 * (2 * images + len(data.test) / 3))
-    assert (plan.candidates, plan.promotions, plan.calibrated, plan.workers) == (10, 0, 0, 2)
+    assert plan.retrain_seconds == pytest.approx(2 * (0.25 + 1e-9 * 3e6 * (2 * images + len(data.test) / 3)))
+    assert (plan.candidates, plan.promotions, plan.calibrated, plan.workers) == (10, 0, 0, 1)
     assert plan.candidates_an_hour == pytest.approx(36_000 / plan.search_seconds)
     assert plan.seconds == pytest.approx(5 + plan.search_seconds + plan.retrain_seconds)
     assert plan.memory == 3e6
@@ -90,7 +90,7 @@ def test_promotions_are_the_ladders_and_are_paid(data: Data) -> None:
 
 
 def test_a_time_budget_is_kept_to(data: Data) -> None:
-    for time in (30, 120, 1000):
+    for time in (200, 500, 2000):
         plan, config = predicted(data, search={"time": time, "warm_start": []})
         assert plan.seconds <= time
         assert plan.search_seconds <= config.search.share * time * 1.05
@@ -103,7 +103,7 @@ def test_calibration_is_of_full_trainings_within_the_budget(data: Data) -> None:
     plan, _ = predicted(held, search={"trials": 8, "calibrate": 6, "warm_start": []}, retrain={"epochs": 4})
     full = 0.25 + 1e-9 * 2e6 * (4 * len(held.train) + (len(held.validation) + len(held.truth or ())) / 3)
     assert plan.calibration_seconds == pytest.approx(3 * full)
-    assert predicted(held, search={"time": 60, "calibrate": 6, "warm_start": []})[0].seconds <= 60 * 1.2
+    assert predicted(held, search={"time": 300, "calibrate": 6, "warm_start": []})[0].seconds <= 300
 
 
 def test_a_real_plan_says_what_the_search_then_does(tmp_path: Path) -> None:

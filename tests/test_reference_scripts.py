@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,14 +48,15 @@ def test_the_baselines_find_something(tmp_path: Path, method: str) -> None:
 @pytest.mark.slow
 def test_searches_are_compared(tmp_path: Path) -> None:
     words = ["--small", "--folder", str(tmp_path / "work"), "--to", str(tmp_path / "report")]
-    assert "4/4" in run("compare_searches", *words)
+    said = run("compare_searches", *words)
+    assert re.search(r"^([34])/\1 ", said, re.M)  # all were retrained; two searches may have chosen the same network
     networks = pd.read_csv(tmp_path / "report" / "networks.csv")
     assert list(networks["method"]) == ["engine", "hyperband", "tpe", "random"]
     assert networks["test_accuracy"].between(0, 1).all()
     searches = pd.read_csv(tmp_path / "report" / "searches.csv").set_index("method")
     ahead = searches.loc["engine", "accuracy"] - searches.loc["tpe", "accuracy"]
     assert searches.loc["tpe", "engine_ahead"] == pytest.approx(ahead)
-    assert "4/4" not in run("compare_searches", *words, "--report")  # nothing is done twice
+    assert "/4 " not in run("compare_searches", *words, "--report")  # nothing is done twice
 
 
 @pytest.mark.slow
@@ -92,4 +94,4 @@ def test_searches_head_to_head_in_small(tmp_path: Path) -> None:
     assert rows.loc["engine", "accuracy"] == rows.loc["limit", "accuracy"]  # the same trainings, to the last bit
     ratio = rows.loc["plain", "seconds"] / rows.loc["engine", "seconds"]
     assert rows.loc["plain", "seconds_to_engine"] == pytest.approx(ratio)
-    assert "repeat" not in run("benchmark_search", "--small", "--folder", str(tmp_path))  # nothing is done twice
+    assert "repeat 0" not in run("benchmark_search", "--small", "--folder", str(tmp_path))  # nothing is done twice

@@ -35,6 +35,7 @@ from nas.records import Entry, Measurement, Records, open_database
 from nas.search import Candidates, Search
 from nas.space import Architecture, SearchSpace
 from nas.study import CAUSE, Study
+from nas.study import load as load_study
 
 RUNG = Rung("proxy", Recipe(epochs=1, augment=()), TowersConfig(placement="none"))
 SHAPE = (1, 4, 4)
@@ -139,11 +140,9 @@ class Killed(Exception):
 def empty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A database with all tables and nothing in them, which takes a while to make."""
     file = tmp_path_factory.mktemp("empty") / "study.db"
-    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
-    storage.remove_session()
-    storage.engine.dispose()
     engine = open_database(f"sqlite:///{file}")
     Records(engine, STUDY)
+    Study(engine, STUDY, ["loss"], "random", 0)
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     engine.dispose()
@@ -157,6 +156,7 @@ class Bed:
         self.file = file
         self.url = f"sqlite:///{file}"
         self.events: list[Event] = []
+        self.objectives: Sequence[str] = ("loss",)
         file.write_bytes(content)
 
     def drive(
@@ -175,18 +175,16 @@ class Bed:
         """A new driver, as after a restart."""
         engine = open_database(self.url)
         config = SearchConfig.model_validate(limits)
-        study = None
+        self.objectives = config.objectives
         try:
             records = Records(engine, STUDY)
-            study = Study(self.url, STUDY, config.objectives, sampler, 0)
+            study = Study(engine, STUDY, config.objectives, sampler, 0)
             candidates = Candidates(space or Dials(), SHAPE, 3, config, max_flops)
             budget = Budget(records, seconds)
             listen = self.events.append
             return Search(candidates, rungs, 0, study, records, executor, budget, listen, check).run(trials, share)
         finally:
             engine.dispose()
-            if study is not None:
-                study._study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
 
     def records(self) -> Records:
         return Records(sql.create_engine(self.url, poolclass=sql.NullPool), STUDY)
@@ -195,7 +193,10 @@ class Bed:
         return self.records().all()
 
     def trials(self) -> list[FrozenTrial]:
-        return optuna.load_study(study_name=STUDY, storage=self.url).get_trials()
+        return self.study().get_trials()
+
+    def study(self) -> optuna.Study:
+        return load_study(sql.create_engine(self.url, poolclass=sql.NullPool), STUDY, self.objectives)
 
     def keys(self) -> list[str]:
         """Of each trial, its architecture."""
@@ -650,7 +651,7 @@ def test_each_measurement_is_told_to_the_listener_with_where_the_work_stands(bed
 def test_accuracy_is_maximised(bed: Bed) -> None:
     progress = bed.drive(Instant(), objectives=("accuracy", "params"), sampler="nsga2", trials=6)
     assert progress.best == max(entry.measurement.signals["val_accuracy"] for entry in bed.entries())
-    study = optuna.load_study(study_name=STUDY, storage=bed.url)
+    study = bed.study()
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     for trial, key in zip(study.trials, bed.keys(), strict=True):
         assert trial.values == [1 - loss(key), 20 * trial.params["width"] + 3]
@@ -787,7 +788,7 @@ def test_real_candidates_of_a_real_space_on_real_data(bed: Bed) -> None:
             engine = open_database(bed.url)
             records = Records(engine, STUDY)
             candidates = Candidates(spec.load(), data.input_shape, 10, limits)
-            study = Study(bed.url, STUDY, limits.objectives, "tpe", 0)
+            study = Study(engine, STUDY, limits.objectives, "tpe", 0)
             rung = Rung("proxy", Recipe(epochs=1, augment=()), TowersConfig())
             arguments = (candidates, [rung], 0, study, records, executor, Budget(records, None), bed.events.append)
             progress = Search(*arguments).run(trials=3)

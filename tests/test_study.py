@@ -11,8 +11,9 @@ import pytest
 import sqlalchemy as sql
 from optuna.trial import TrialState
 
+from nas.records import open_database
 from nas.space import Architecture, SearchSpace
-from nas.study import ARCHITECTURE, CAUSE, GENERATION, Asked, Study, make_sampler, proposals
+from nas.study import ARCHITECTURE, CAUSE, GENERATION, Asked, Study, load, make_sampler, proposals
 
 NAMES = tuple("abcdef")
 
@@ -52,37 +53,38 @@ GRID = Grid()
 FIRST = {**dict.fromkeys(NAMES, 3), "kind": "square"}
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A database with Optuna's tables and nothing in them, which takes a while to make."""
-    file = tmp_path_factory.mktemp("empty") / "study.db"
-    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
-    storage.remove_session()
-    storage.engine.dispose()
-    return file.read_bytes()
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Callable[[str], sql.Engine]]:
+    """A new connection to the database of a name, as another process has it."""
+    made = []
+
+    def connected(name: str = "study") -> sql.Engine:
+        made.append(open_database(f"sqlite:///{tmp_path / name}.db"))
+        return made[-1]
+
+    yield connected
+    for one in made:
+        one.dispose()
 
 
 @pytest.fixture
-def new(tmp_path: Path, empty: bytes) -> Iterator[Callable[..., Study]]:
+def new(engine: Callable[[str], sql.Engine]) -> Callable[..., Study]:
     """Opens the study of a name, as a driver does when it starts."""
 
     def opened(
         sampler: str = "random", objectives: Sequence[str] = ("loss",), seed: int = 0, name: str = "study"
     ) -> Study:
-        file = tmp_path / f"{name}.db"
-        if not file.exists():
-            file.write_bytes(empty)
-        return Study(f"sqlite:///{file}", name, objectives, sampler, seed)
+        return Study(engine(name), name, objectives, sampler, seed)
 
     return opened
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> Callable[..., list[optuna.trial.FrozenTrial]]:
+def stored(engine: Callable[[str], sql.Engine]) -> Callable[..., list[optuna.trial.FrozenTrial]]:
     """The trials as another process reads them from the database."""
 
-    def trials(name: str = "study") -> list[optuna.trial.FrozenTrial]:
-        return optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path / name}.db").get_trials()
+    def trials(name: str = "study", objectives: Sequence[str] = ("loss",)) -> list[optuna.trial.FrozenTrial]:
+        return load(engine(name), name, objectives).get_trials()
 
     return trials
 
@@ -171,6 +173,7 @@ def test_what_an_interrupted_driver_said_of_a_trial_may_be_said_again(
     number = new().ask(GRID).number
     new().constrain(number, {"params": 0.5})
     study = new()
+    study.constrain(number, {"params": 0.5})
     study.constrain(number, {"params": 0.5, "flops": 0.25})
     study.tell_infeasible(number, "params and flops")
     assert stored()[0].constraints == {"params": 0.5, "flops": 0.25}
@@ -215,9 +218,8 @@ def test_several_objectives_with_infeasible_and_failed_trials(
             else:
                 study.tell(asked.number, [-loss(asked), *asked.architecture.values[:2]])  # type: ignore[attr-defined]
         assert len(study) == (part + 1) * (trials // 2)
-    told = optuna.load_study(study_name="study", storage=study._study._storage)
-    assert [d.name for d in told.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
-    assert {t.state for t in stored()} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+    assert [d.name for d in study._study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
+    assert {t.state for t in stored(objectives=directions)} == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
 
 
 @pytest.mark.parametrize(
@@ -251,36 +253,39 @@ def test_trials_that_were_running_come_back_until_they_are_told(new: Callable[..
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_a_trial_without_an_architecture_is_told_failed_at_the_restart(
+def test_a_trial_without_an_architecture_was_never_proposed(
     new: Callable[..., Study], stored: Callable[..., list[optuna.trial.FrozenTrial]], after: int
 ) -> None:
+    first = new().ask(GRID)
     with pytest.raises(KeyboardInterrupt):
         new().ask(Breaking(after))
-    assert stored()[0].state == TrialState.RUNNING
-    assert new().running(GRID) == []
-    (trial,) = stored()
-    assert trial.state == TrialState.FAIL
-    assert trial.user_attrs[CAUSE] == "interrupted before an architecture was chosen"
+    assert len(stored()) == 1
+    assert new().running(GRID) == [first]
+    assert new().ask(GRID).number == 1
 
 
 def test_an_enqueued_point_comes_first_and_once(new: Callable[..., Study]) -> None:
     other = {**FIRST, "a": 4}
-    for _ in range(3):  # each start of the same command enqueues the same points
-        new("tpe").enqueue(FIRST)
-        new("tpe").enqueue(other)
-    asked = [new("tpe").ask(GRID) for _ in range(4)]
+    asked = []
+    for _ in range(4):  # each start of the same command enqueues the same points
+        study = new("tpe")
+        study.enqueue(FIRST)
+        study.enqueue(other)
+        asked.append(study.ask(GRID))
     assert [one.architecture for one in asked[:2]] == [GRID.point(FIRST), GRID.point(other)]
     assert not {GRID.point(FIRST).key, GRID.point(other).key} & {one.architecture.key for one in asked[2:]}
     new().tell(asked[0].number, [1.0])
-    new().enqueue(FIRST)
-    new().enqueue(other)
-    assert len(new()) == 4  # neither while it runs nor when it is told
+    again = new()
+    again.enqueue(FIRST)
+    again.enqueue(other)
+    assert len(again) == 4  # neither while it runs nor when it is told
 
 
 def test_an_enqueued_point_is_not_lost_when_its_trial_is_interrupted_at_once(new: Callable[..., Study]) -> None:
-    new().enqueue(FIRST)
+    first = new()
+    first.enqueue(FIRST)
     with pytest.raises(KeyboardInterrupt):
-        new().ask(Breaking(1))
+        first.ask(Breaking(1))
     again = new()
     again.enqueue(FIRST)
     assert again.running(GRID) == []
@@ -288,18 +293,43 @@ def test_an_enqueued_point_is_not_lost_when_its_trial_is_interrupted_at_once(new
     assert again.ask(GRID).architecture != GRID.point(FIRST)
 
 
-def test_proposals_tells_of_every_trial_that_has_an_architecture(new: Callable[..., Study], tmp_path: Path) -> None:
+def test_proposals_tells_of_every_trial_that_has_an_architecture(
+    new: Callable[..., Study], engine: Callable[..., sql.Engine]
+) -> None:
     study = new()
     asked = [study.ask(GRID) for _ in range(3)]
     study.tell(asked[0].number, [1.0])
     study.tell_infeasible(asked[1].number, "over")
     with pytest.raises(KeyboardInterrupt):
         study.ask(Breaking(1))
-    found = proposals(f"sqlite:///{tmp_path / 'study'}.db", "study")
+    found = proposals(engine(), "study")
     assert found == [(one.number, one.architecture.to_json()) for one in asked]
 
 
-def test_sqlite_is_tuned_for_one_writer_beside_readers(new: Callable[..., Study]) -> None:
-    with new()._study._storage._backend.engine.connect() as connection:  # type: ignore[attr-defined]
-        assert connection.execute(sql.text("PRAGMA journal_mode")).scalar() == "wal"
-        assert connection.execute(sql.text("PRAGMA synchronous")).scalar() == 1  # NORMAL
+def test_a_trial_is_written_and_read_to_the_letter(
+    new: Callable[..., Study], stored: Callable[..., list[optuna.trial.FrozenTrial]]
+) -> None:
+    study = new("nsga2", ("loss", "flops"))
+    for asked in [study.ask(GRID) for _ in range(GENERATION + 3)]:
+        study.constrain(asked.number, {"params": excess(asked, 60)})
+        study.tell(asked.number, [loss(asked), 1.5])
+    waiting = study.ask(GRID)
+    read = stored(objectives=("loss", "flops"))
+    assert read == study._study.get_trials()  # values, times, distributions and what the sampler noted
+    assert (read[-1].number, read[-1].state) == (waiting.number, TrialState.RUNNING)
+
+
+def test_a_row_that_is_lost_takes_no_other_ones_number(new: Callable[..., Study], engine: Callable[..., Any]) -> None:
+    asked = advance(new(), 3)
+    with engine().begin() as connection:
+        connection.execute(sql.text("DELETE FROM nas_trials WHERE number = 1"))
+    assert len(new()) == 3
+    assert new().ask(GRID).number == 3
+    assert [number for number, _ in proposals(engine(), "study")] == [asked[0].number, asked[2].number, 3]
+
+
+def test_studies_of_one_database_keep_apart(engine: Callable[..., sql.Engine]) -> None:
+    one, other = (Study(engine(), name, ["loss"], "random", 0) for name in ("one", "other"))
+    advance(one, 3)
+    assert other.ask(GRID).number == 0
+    assert len(proposals(engine(), "one")) == 3
