@@ -95,3 +95,11 @@ def test_searches_head_to_head_in_small(tmp_path: Path) -> None:
     ratio = rows.loc["plain", "seconds"] / rows.loc["engine", "seconds"]
     assert rows.loc["plain", "seconds_to_engine"] == pytest.approx(ratio)
     assert "repeat 0" not in run("benchmark_search", "--small", "--folder", str(tmp_path))  # nothing is done twice
+
+
+@pytest.mark.slow
+def test_ways_to_train_in_small_and_no_gpu_is_no_fault(tmp_path: Path) -> None:
+    run("benchmark_gpu", "--small", "--to", str(tmp_path))
+    rows = pd.read_csv(tmp_path / "gpu.csv").set_index("way")
+    assert {"stock", "+ graph", "engine", "engine, towers"} <= set(rows.index)
+    assert (rows["candidate_epochs_an_hour"] > 0).all()
