@@ -53,8 +53,8 @@ class Setting:
     space: SpaceSpec
     data: Data
     limits: SearchConfig
-    init: weights.Weights | None = None
-    """What rungs that name it start from."""
+    inits: tuple[weights.Weights, ...] = ()
+    """What rungs that name them start from."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,8 @@ class Bench:
         bare = complexity.count(network, data.input_shape)
         signals = {"params": float(bare.params), "flops": float(bare.flops)}
         if rung.init is not None:
-            init = self.setting.init
+            init = next((one for one in self.setting.inits if one.digest == rung.init), None)
             assert init is not None, "a rung that starts from weights comes with them"
-            assert init.digest == rung.init, "a rung starts from the weights that it names"
             weights.start_from(init, network, self.space, architecture, data.input_shape, data.classes)
         network.to(self.device)
         if rung.free:
