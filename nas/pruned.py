@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from nas import complexity, prune, retrained
 from nas.config import Config
 from nas.data import Data
@@ -51,7 +49,7 @@ def check(config: Config, space: SearchSpace, data: Data, share: float) -> None:
 
 
 def fine_tuned(driver: Driver, share: float) -> Pruned:
-    """Prune the retrained winner of each seed and fine-tune it; train what it is compared with, and what is missing."""
+    """Prune the retrained winner of each seed, fine-tune it, and train its rivals; what is measured already stays."""
     config, records = driver.config, driver.records
     small = _narrowed(config, driver.space, driver.data, records, share)
     full = retrained.rung(driver)
@@ -64,10 +62,10 @@ def fine_tuned(driver: Driver, share: float) -> Pruned:
         EQUAL: [Job.of(equal, full, seed) for seed in seeds] if equal is not None else [],
     }
     jobs = {job: f"{name}, seed {job.seed}" for name, many in rows.items() for job in many}
-    before = complexity.count(_network(driver, small.originals[0]), driver.data.input_shape).flops
+    removed = 1 - small.flops / small.originals[0].signals["flops"]
     driver.say(
-        f"Pruning: {1 - small.flops / before:.1%} of the multiply-adds removed; fine-tuning for {rungs[0].epochs} "
-        f"epochs from {len(seeds)} seeds; {len(jobs) - len(seeds)} trainings of {full.epochs} epochs to compare with"
+        f"Pruning: {removed:.1%} of the multiply-adds removed; fine-tuning for {rungs[0].epochs} epochs from "
+        f"{len(seeds)} seeds; {len(jobs) - len(seeds)} trainings of {full.epochs} epochs to compare with"
     )
     driver.give_everything(*small.inits)
     made = {(one.key, one.rung, one.seed): one for one in driver.measure(jobs, "prune")}
@@ -96,17 +94,16 @@ def _compared(driver: Driver, pruned: Pruned, facts: Facts) -> tuple[Compared, .
     data = driver.data
     assert data.test is not None
     first = {name: many[0] for name, many in pruned.rows.items() if many}
-    networks = {name: _network(driver, one) for name, one in first.items()}
+    networks = {name: retrained.network(driver.config, driver.space, data, one) for name, one in first.items()}
     driver.say(f"Comparing the latency of {len(networks)} networks")
     latency = side_by_side(networks, data.test.pixels[:1], facts, driver.config.export)
-    costs = {name: complexity.count(network, data.input_shape) for name, network in networks.items()}
     return tuple(
         Compared(
             name=name,
             key=one.key,
             architecture=one.architecture,
-            params=costs[name].params,
-            flops=costs[name].flops,
+            params=int(one.signals["params"]),
+            flops=int(one.signals["flops"]),
             accuracies={each.seed: each.signals["test_accuracy"] for each in pruned.rows[name]},
             latency=latency[name],
         )
@@ -131,7 +128,3 @@ def _equal_cost(driver: Driver, flops: int) -> Architecture | None:
     best = (one for one in retrained.ranked(driver) if one.signals["flops"] <= flops)
     one = next(best, None)
     return None if one is None else driver.space.architecture_type.from_json(one.architecture)
-
-
-def _network(driver: Driver, one: Measurement) -> nn.Module:
-    return retrained.network(driver.config, driver.space, driver.data, one)

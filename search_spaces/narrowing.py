@@ -34,8 +34,9 @@ SIBLINGS = ("one", "three_reduce", "five_reduce")
 def narrower(architecture: InceptionArchitecture, network: InceptionNetwork, step: int) -> list[InceptionArchitecture]:
     """Ever narrower architectures, each without the group of channels that matters least to the one before.
 
-    A group is what brings one width down to the next multiple of `step`, and matters as much as its channels do on the
-    average (see `importance`), each compared with its layer's average: layers are not comparable otherwise.
+    A group is what brings one width down to the next multiple of `step`. It matters as much as its channels do on the
+    average (see `importance`), compared with the layer's average, and the more, the less would be left of the layer: so
+    widths shrink alike, and branches go last.
     """
     queue = [
         (matters, width, left)
@@ -54,9 +55,9 @@ def narrower(architecture: InceptionArchitecture, network: InceptionNetwork, ste
 def importance(unit: ConvUnit) -> Tensor:
     """How much each output channel matters, ``(channels,)``.
 
-    The size of its batch norm's scale and shift, of which the scale is Network Slimming's measure (Liu et al. 2017,
-    arXiv:1708.06519); without batch norm the L1 norm of its filter (Li et al. 2016, arXiv:1608.08710) and its bias.
-    With shift or bias in it, a channel that matters nothing is 0 everywhere.
+    The length of its batch norm's (scale, shift), of which the scale alone is Network Slimming's measure (Liu et al.
+    2017, arXiv:1708.06519); without batch norm the L1 norm of its filter (Li et al. 2016, arXiv:1608.08710) and its
+    bias. With shift or bias in it, a channel that matters nothing is 0 everywhere.
     """
     if isinstance(norm := getattr(unit, "norm", None), nn.BatchNorm2d):
         return torch.hypot(norm.weight.detach(), norm.bias.detach())
@@ -116,7 +117,7 @@ def _groups(layers: Sequence[Tensor], width: int, step: int, may_go: bool) -> It
     channels = torch.stack(each).mean(0)
     before = width
     for left in range((width - 1) // step * step, -1 if may_go else 0, -step):
-        yield float(channels[width - before : width - left].mean()), left
+        yield float(channels[width - before : width - left].mean()) * width / max(left, 0.5), left
         before = left
 
 
