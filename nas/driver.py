@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from nas import auxiliary, complexity, executor, ladder, task
 from nas import config as configuration
+from nas import retrain as retraining
 from nas.config import Config, ExecutorConfig
 from nas.data import Data, load
 from nas.errors import ConfigError, ExperimentError, InputError, SpaceError
@@ -24,8 +24,8 @@ from nas.executor import Executor
 from nas.ladder import Rung
 from nas.lease import Lease
 from nas.progress import Budget, Event, Listener, Progress
-from nas.proxy import Setting, SpaceSpec
-from nas.records import Records, existing_records, open_database
+from nas.proxy import Job, Setting, SpaceSpec
+from nas.records import Measurement, Records, existing_records, open_database
 from nas.search import Candidates
 from nas.space import SearchSpace
 from nas.study import Study
@@ -80,11 +80,6 @@ class Driver:
         """The lowest trained rung, at which every candidate is judged first."""
         return self.rungs[0]
 
-    @property
-    def weights(self) -> Path:
-        """Folder of the retrained weights."""
-        return self.config.folder / "weights"
-
     def say(self, text: str) -> None:
         """Tell the listener a line."""
         self.listen(Event(Progress("", seconds_left=self.budget.left()), text=text))
@@ -109,13 +104,20 @@ class Driver:
         """Workers get the data without the test split: no proxy can touch it."""
         self._give("proxies", self.data.without_test())
 
-    def give_everything(self, init: Weights | None = None) -> None:
-        """Workers get the test split too, and the weights that training starts from."""
-        self._give(f"everything {init.digest if init else ''}", self.data, init)
+    def give_everything(self, *inits: Weights) -> None:
+        """Workers get the test split too, and the weights that trainings start from."""
+        self._give(" ".join(["everything", *(init.digest for init in inits)]), self.data, inits)
 
-    def _give(self, what: str, data: Data, init: Weights | None = None) -> None:
+    def measure(self, jobs: Mapping[Job, str], stage: str) -> list[Measurement]:
+        """Measure all jobs (each with a name to show) that are not measured yet; returns all their measurements."""
+        folder = self.config.weights
+        return retraining.measure(
+            jobs, self.executor, self.records, self.budget, self.listen, stage, folder, self.check
+        )
+
+    def _give(self, what: str, data: Data, inits: tuple[Weights, ...] = ()) -> None:
         if what != self._workers_have:
-            self.executor.use(Setting(self.spec, data, self.config.search, init))
+            self.executor.use(Setting(self.spec, data, self.config.search, inits))
             self._workers_have = what
 
 

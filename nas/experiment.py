@@ -176,17 +176,30 @@ class Experiment:
         with driving(config, self.listen, usable=usable) as driver:
             return pipeline.retrain(driver, top=top, init=start)
 
-    def export(self, folder: Path | None = None, ensemble: int | None = None, early_exit: bool = False) -> Exported:
+    def export(
+        self,
+        folder: Path | None = None,
+        ensemble: int | None = None,
+        early_exit: bool = False,
+        prune: float | None = None,
+    ) -> Exported:
         """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images.
 
         Into `folder`; None: ``export`` in the experiment's own. `ensemble` averages the probabilities of so many
-        retrained networks; with `early_exit` the model gives its towers' logits too.
+        retrained networks; with `early_exit` the model gives its towers' logits too. `prune` is the share of the
+        multiply-adds to remove: what is left is fine-tuned, and compared with its like.
         """
-        from nas import pipeline
+        from nas import pipeline, pruned
         from nas.driver import driving
 
-        with driving(self.config, self.listen, workers=False) as driver:
-            return pipeline.export(driver, folder, ensemble, early_exit)
+        pipeline.check_together(ensemble, early_exit, prune)
+
+        def usable(space: SearchSpace, data: Data) -> None:
+            if prune is not None:
+                pruned.check(self.config, space, data, prune)
+
+        with driving(self.config, self.listen, workers=prune is not None, usable=usable) as driver:
+            return pipeline.export(driver, folder, ensemble, early_exit, prune)
 
     def plan(self) -> Plan:
         """What `run` will take: a few candidates are trained for seconds. Nothing is written."""

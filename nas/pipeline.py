@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from nas import complexity, leaderboard, retrained
+from nas import complexity, leaderboard, pruned, retrained
 from nas import retrain as retraining
 from nas.calibrated import calibrated
-from nas.config import Config
+from nas.config import Config, Recipe
 from nas.data import Data
 from nas.driver import Driver
 from nas.errors import ExperimentError, InputError, SearchError
@@ -84,7 +84,7 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
             records.set_fact("full_epochs", decided)
         rung = driver.full_rung(int(decided["value"]))
     driver.say(f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {rung.epochs} epochs")
-    _measure(driver, {Job.of(one, rung, config.seed): "fully" for one in chosen}, "calibrate")
+    driver.measure({Job.of(one, rung, config.seed): "fully" for one in chosen}, "calibrate")
     rungs, count = [one.key for one in driver.rungs], len(driver.data.train)
     images = [one.epochs * min(one.recipe.images or count, count) for one in (*driver.rungs, rung)]
     found = calibrated(records.all(), rungs, rung.key, config.search.objectives[0], images)
@@ -106,8 +106,7 @@ def retrain(
     config, records = driver.config, driver.records
     chosen = _to_retrain(config, driver.space, retrained.ranked(driver), top, init)
     rows = _references(driver) if config.retrain.references and init is None else {}
-    proxies = _measure(
-        driver,
+    proxies = driver.measure(
         {Job.of(one, driver.proxy, config.seed): name for name, many in rows.items() for one in many},
         "references",
     )
@@ -120,8 +119,8 @@ def retrain(
         rung = driver.retrain_rung(init=None if init is None else init.digest)
     jobs = retraining.jobs(chosen[0], rung, config.seed, config.retrain.seeds, rows, chosen[1:])
     driver.say(f"Retraining: {len(jobs)} trainings of {rung.epochs} epochs{f' from {init.name}' if init else ''}")
-    driver.give_everything(init)
-    measured = _measure(driver, jobs, "retrain")
+    driver.give_everything(*([] if init is None else [init]))
+    measured = driver.measure(jobs, "retrain")
     _remember_retrained(driver, rung, [one.key for one in chosen], init)
     own = [m for m in measured if m.key == chosen[0].key]
     if not any(m.status == "done" for m in own):
@@ -169,6 +168,7 @@ def _remember_retrained(driver: Driver, rung: Rung, keys: Sequence[str], init: W
     fact = {
         "rung": rung.key,
         "recipe": rung.recipe.model_dump(mode="json"),
+        "towers": rung.towers.model_dump(mode="json"),
         "keys": [*keys, *(key for key in earlier if key not in keys)],
         "init": None if init is None else f"{init.name} (sha256 {init.digest})",
     }
@@ -176,30 +176,55 @@ def _remember_retrained(driver: Driver, rung: Rung, keys: Sequence[str], init: W
 
 
 def export(
-    driver: Driver, folder: Path | None = None, ensemble: int | None = None, early_exit: bool = False
+    driver: Driver,
+    folder: Path | None = None,
+    ensemble: int | None = None,
+    early_exit: bool = False,
+    prune: float | None = None,
 ) -> Exported:
     """Write and verify the winner, as retrained from the first seed: the test split chooses nothing.
 
-    With `ensemble`, so many retrained networks in one; with `early_exit`, the winner with the logits of its towers.
+    With `ensemble`, so many retrained networks in one; with `early_exit`, the winner with the logits of its towers;
+    with `prune`, the winner without that share of its multiply-adds, fine-tuned.
     """
-    if ensemble is not None and early_exit:
-        raise InputError("--ensemble and --early-exit do not go together")
-    data, found = driver.data, retrained.trained(driver)
-    seeds = next(iter(found.values()))
+    data, found = driver.data, retrained.trained(driver.config, driver.records)
+    smaller = None if prune is None else pruned.fine_tuned(driver, prune)
+    seeds = next(iter(found.values())) if smaller is None else smaller.seeds
     members = seeds[:1] if ensemble is None else retrained.members(found, ensemble)
-    networks = [retrained.network(driver, one) for one in members]
+    networks = [retrained.network(driver.config, driver.space, data, one) for one in members]
     model: nn.Module = networks[0] if ensemble is None else Ensemble(networks)
-    cost = complexity.count(model, data.input_shape)
+    facts = _facts(driver, seeds, members, model, ensemble is not None)
+    if smaller is not None:
+        driver.executor.close()  # latencies are measured on a quiet machine
+        facts = pruned.told(driver, smaller, facts)
     if early_exit:
         model = retrained.with_exits(driver, networks[0], members[0])
     assert data.test is not None
+    what = f"seed {members[0].seed}" if ensemble is None else f"an ensemble of {ensemble}"
+    driver.say(f"Exporting {what} and verifying on {len(data.test)} test images")
+    folder = driver.config.folder / "export" if folder is None else folder
+    return write_export(model, facts, data.test.pixels, folder, driver.config.export, data.test.labels)
+
+
+def check_together(ensemble: int | None, early_exit: bool, prune: float | None) -> None:
+    """Raises InputError where more is asked of an export than goes together."""
+    asked = [("--ensemble", ensemble is not None), ("--early-exit", early_exit), ("--prune", prune is not None)]
+    given = [option for option, is_given in asked if is_given]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} do not go together")
+
+
+def _facts(
+    driver: Driver, seeds: Sequence[Measurement], members: Sequence[Measurement], model: nn.Module, ensemble: bool
+) -> Facts:
+    """What the card says of a model of these members; `seeds` are all trainings of the exported architecture."""
+    data = driver.data
+    cost = complexity.count(model, data.input_shape)
     fact = driver.records.fact("retrained", {})
-    recipe = {key: value for key, value in fact["recipe"].items() if value is not None}
-    facts = Facts(
+    architectures = [json.loads(one.architecture) for one in members]
+    return Facts(
         space=driver.config.space.name,
-        architecture=members[0].architecture
-        if ensemble is None
-        else json.dumps({"ensemble": [json.loads(one.architecture) for one in members]}),
+        architecture=json.dumps({"ensemble": architectures}) if ensemble else members[0].architecture,
         data=data.name,
         classes=data.classes,
         input_shape=data.input_shape,
@@ -207,37 +232,18 @@ def export(
         std=data.std,
         params=cost.params,
         flops=cost.flops,
-        accuracies={one.seed: one.signals["test_accuracy"] for one in seeds} if ensemble is None else {},
-        mious={one.seed: one.signals["test_miou"] for one in seeds if "test_miou" in one.signals and ensemble is None},
+        accuracies={} if ensemble else {one.seed: one.signals["test_accuracy"] for one in seeds},
+        mious={one.seed: one.signals["test_miou"] for one in seeds if "test_miou" in one.signals and not ensemble},
         task=data.task,
-        exported_seed=members[0].seed if ensemble is None else None,
-        members={}
-        if ensemble is None
-        else {f"{one.key}, seed {one.seed}": one.signals["test_accuracy"] for one in members},
+        exported_seed=None if ensemble else members[0].seed,
+        members={f"{one.key}, seed {one.seed}": one.signals["test_accuracy"] for one in members} if ensemble else {},
         notes={
             "experiment": driver.config.experiment,
-            "recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()),
+            "recipe": retrained.in_words(Recipe.model_validate(fact["recipe"])),
             "retraining": fact["rung"],
             "started from": fact.get("init") or "fresh weights",
             "towers in training": ", ".join(f"cell {cell}" for cell in members[0].towers) or "none",
         },
-    )
-    what = f"seed {members[0].seed}" if ensemble is None else f"an ensemble of {ensemble}"
-    driver.say(f"Exporting {what} and verifying on {len(data.test)} test images")
-    folder = driver.config.folder / "export" if folder is None else folder
-    return write_export(model, facts, data.test.pixels, folder, driver.config.export, data.test.labels)
-
-
-def _measure(driver: Driver, jobs: Mapping[Job, str], stage: str) -> list[Measurement]:
-    return retraining.measure(
-        jobs,
-        driver.executor,
-        driver.records,
-        driver.budget,
-        driver.listen,
-        stage,
-        driver.weights,
-        driver.check,
     )
 
 
@@ -267,7 +273,7 @@ def _flops_within_budget(driver: Driver, share: float) -> int | None:
         return int(remembered["value"])
     rows = retraining.references(driver.candidates(None), config.seed)
     job = Job.of(next(iter(rows.values()))[0], driver.proxy, config.seed)
-    [probe] = _measure(driver, {job: "speed probe"}, "probe")
+    [probe] = driver.measure({job: "speed probe"}, "probe")
     if probe.status != "done":
         return None
     rung = driver.retrain_rung()

@@ -54,8 +54,8 @@ class Setting:
     space: SpaceSpec
     data: Data
     limits: SearchConfig
-    init: weights.Weights | None = None
-    """What rungs that name it start from."""
+    inits: tuple[weights.Weights, ...] = ()
+    """What rungs that name them start from."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,8 @@ class Bench:
         if bare.memory is not None:
             signals["activation_bytes"] = float(bare.memory)
         if rung.init is not None:
-            init = self.setting.init
+            init = next((one for one in self.setting.inits if one.digest == rung.init), None)
             assert init is not None, "a rung that starts from weights comes with them"
-            assert init.digest == rung.init, "a rung starts from the weights that it names"
             weights.start_from(init, network, self.space, architecture, data.input_shape, data.classes)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -11,10 +11,14 @@ from torch import nn
 
 from nas import auxiliary, leaderboard
 from nas import retrain as retraining
+from nas.config import Config, Recipe, TowersConfig
+from nas.data import Data
 from nas.driver import Driver
 from nas.errors import ExperimentError, InputError
 from nas.export import EarlyExits
-from nas.records import Measurement
+from nas.ladder import Rung
+from nas.records import Measurement, Records
+from nas.space import SearchSpace
 
 Trained = Mapping[str, Sequence[Measurement]]
 """Finished retrainings by architecture, the best of the board first; each from its first seed on."""
@@ -33,17 +37,20 @@ def winner(driver: Driver) -> Measurement:
     return found[0]
 
 
-def trained(driver: Driver) -> Trained:
+def trained(config: Config, records: Records | None) -> Trained:
     """What the latest retraining left; raises ExperimentError where the winner is not among it."""
-    fact = driver.records.fact("retrained", {})
+    if records is None:
+        raise ExperimentError(f"experiment {config.experiment!r} is not retrained yet: run `nas retrain`")
+    fact = records.fact("retrained", {})
     done: dict[str, list[Measurement]] = {}
-    for entry in driver.records.all():
+    for entry in records.all():
         if entry.measurement.rung == fact.get("rung") and entry.measurement.status == "done":
             done.setdefault(entry.measurement.key, []).append(entry.measurement)
-    board, keys = [one.key for one in ranked(driver)], fact.get("keys", [])
+    best = leaderboard.standing(records, config.search.objectives[0])
+    board, keys = [one.key for one in best], fact.get("keys", [])
     order = [*board[:1], *(key for key in board[1:] if key in keys), *(key for key in keys if key not in board)]
     if not order or order[0] not in done:
-        raise ExperimentError(f"experiment {driver.config.experiment!r} is not retrained yet: run `nas retrain`")
+        raise ExperimentError(f"experiment {config.experiment!r} is not retrained yet: run `nas retrain`")
     return {key: sorted(done[key], key=lambda one: one.seed) for key in order if key in done}
 
 
@@ -62,13 +69,24 @@ def members(found: Trained, number: int) -> list[Measurement]:
     return there[:number]
 
 
-def network(driver: Driver, one: Measurement) -> nn.Module:
+def network(config: Config, space: SearchSpace, data: Data, one: Measurement) -> nn.Module:
     """A retrained network with its weights."""
-    data = driver.data
-    architecture = driver.space.architecture_type.from_json(one.architecture)
-    built = driver.space.build(architecture, data.input_shape, len(data.classes))
-    built.load_state_dict(_load(retraining.weights_file(driver.weights, one)))
+    architecture = space.architecture_type.from_json(one.architecture)
+    built = space.build(architecture, data.input_shape, len(data.classes))
+    built.load_state_dict(_load(retraining.weights_file(config.weights, one)))
     return built
+
+
+def in_words(recipe: Recipe) -> str:
+    """What is set of a recipe, in one line."""
+    return ", ".join(f"{key} {value}" for key, value in recipe.model_dump(mode="json", exclude_none=True).items())
+
+
+def rung(driver: Driver) -> Rung:
+    """The rung of the latest retraining, had it begun from fresh weights."""
+    fact, now = driver.records.fact("retrained", {}), driver.retrain_rung()
+    towers = fact.get("towers", now.towers)  # what was retrained by an earlier version does not say
+    return Rung(now.name, Recipe.model_validate(fact["recipe"]), TowersConfig.model_validate(towers), final=True)
 
 
 def with_exits(driver: Driver, bare: nn.Module, one: Measurement) -> EarlyExits:
@@ -79,7 +97,7 @@ def with_exits(driver: Driver, bare: nn.Module, one: Measurement) -> EarlyExits:
     supervised = auxiliary.supervise(
         bare, driver.config.towers, data.input_shape, len(data.classes), 0, data.coarse, data.classes
     )
-    supervised.towers.load_state_dict(_load(retraining.towers_file(driver.weights, one)))
+    supervised.towers.load_state_dict(_load(retraining.towers_file(driver.config.weights, one)))
     model = EarlyExits(bare, supervised.taps, list(supervised.towers)).eval()
     with torch.no_grad():
         shapes = {name: tuple(out.shape) for name, out in model(torch.zeros(1, *data.input_shape)).items()}

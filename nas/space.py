@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nas.errors import SpaceError, first_error
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Shape = tuple[int, int, int]
 """Channels, height, width of one image."""
@@ -151,6 +151,18 @@ class SearchSpace(ABC):
     def describe(self, architecture: Any) -> Sequence[str]:
         """One line a cell, by depth, for ``nas show``; empty when there is nothing to say."""
         return ()
+
+    def narrower(self, architecture: Any, network: nn.Module, step: int) -> Sequence[Architecture]:
+        """Ever narrower architectures: each is the one before without the channels that matter least to `network`.
+
+        Channels leave in groups that bring a width down to a multiple of `step`. With `narrowed` this is what pruning
+        needs; both are optional. Raises SpaceError where the space does not say how.
+        """
+        raise SpaceError(f"networks of this space cannot be pruned: {type(self).__name__} has no narrower()")
+
+    def narrowed(self, architecture: Any, network: nn.Module, smaller: Any) -> Mapping[str, Tensor]:
+        """The state dict of a `narrower` architecture: of each layer of `network`, the channels that matter most."""
+        raise SpaceError(f"networks of this space cannot be pruned: {type(self).__name__} has no narrowed()")
 
     @final
     def point(self, values: Mapping[str, Any]) -> Architecture:

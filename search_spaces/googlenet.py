@@ -8,11 +8,13 @@ normalisation, which has no parameters, is left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Any
 
 from pydantic import Field
+from torch import Tensor
 
 from nas.config import TowersConfig
 from nas.space import SearchSpace, Shape, SpaceSettings, Trial
@@ -22,8 +24,6 @@ from search_spaces.inception import (
     InceptionNetwork,
     InceptionSettings,
     InceptionSpace,
-    copied,
-    scaled,
 )
 
 INPUT_SHAPE = (3, 224, 224)
@@ -100,6 +100,35 @@ class GoogLeNetSpace(SearchSpace):
     def describe(self, architecture: InceptionArchitecture) -> Sequence[str]:
         """The branches of each cell."""
         return InceptionSpace(SETTINGS).describe(architecture)
+
+    def narrower(self, architecture: Any, network: Any, step: int) -> Sequence[InceptionArchitecture]:
+        return InceptionSpace(SETTINGS).narrower(architecture, network, step)
+
+    def narrowed(self, architecture: Any, network: Any, smaller: Any) -> Mapping[str, Tensor]:
+        return InceptionSpace(SETTINGS).narrowed(architecture, network, smaller)
+
+
+def scaled(architecture: InceptionArchitecture, width: float = 1.0, depth: float = 1.0) -> InceptionArchitecture:
+    """Its deeper or wider sibling: channels times `width`, in multiples of 8, and cells of each stage times `depth`.
+
+    A multiplier of 1 changes nothing. The cells of a deeper stage are copies of its cells, in their order.
+    """
+
+    def channels(number: int) -> int:
+        return number if width == 1 or not number else max(8, math.floor(number * width / 8 + 0.5) * 8)
+
+    def widened(cell: CellArchitecture) -> CellArchitecture:
+        branches = ("one", "three_reduce", "three", "five_reduce", "five", "pool")
+        return cell.model_copy(update={branch: channels(getattr(cell, branch)) for branch in branches})
+
+    stages = (tuple(widened(stage[i]) for i in copied(len(stage), depth)) for stage in architecture.stages)
+    return InceptionArchitecture(stem=channels(architecture.stem), stages=tuple(stages))
+
+
+def copied(cells: int, depth: float) -> list[int]:
+    """Which cell of a stage of so many stands at each place once its depth is multiplied; at least one is left."""
+    count = max(1, math.floor(cells * depth + 0.5))
+    return [place * cells // count for place in range(count)]
 
 
 def tower_cells(depth: float = 1.0) -> tuple[int, int]:

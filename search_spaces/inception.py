@@ -326,6 +326,16 @@ class InceptionSpace(SearchSpace):
         """The branches of each cell, such as ``1x1:32  3x3:24>32  5x5:8>16  max:16``."""
         return [_described(cell) for stage in architecture.stages for cell in stage]
 
+    def narrower(self, architecture: Any, network: Any, step: int) -> Sequence[InceptionArchitecture]:
+        from search_spaces import narrowing
+
+        return narrowing.narrower(architecture, network, step)
+
+    def narrowed(self, architecture: Any, network: Any, smaller: Any) -> Mapping[str, Tensor]:
+        from search_spaces import narrowing
+
+        return narrowing.narrowed(architecture, network, smaller)
+
     def _suggest_cell(self, trial: Trial, prefix: str, widest: int, kinds: Mapping[str, Any]) -> CellArchitecture:
         s = self.settings
         top = widest // s.step * s.step
@@ -367,29 +377,6 @@ def _described(cell: CellArchitecture) -> str:
         cell.pool_kind: str(cell.pool) if cell.pool else "",
     }
     return "  ".join(f"{name}:{widths}" for name, widths in branches.items() if widths)
-
-
-def scaled(architecture: InceptionArchitecture, width: float = 1.0, depth: float = 1.0) -> InceptionArchitecture:
-    """Its deeper or wider sibling: channels times `width`, in multiples of 8, and cells of each stage times `depth`.
-
-    A multiplier of 1 changes nothing. The cells of a deeper stage are copies of its cells, in their order.
-    """
-
-    def channels(number: int) -> int:
-        return number if width == 1 or not number else max(8, math.floor(number * width / 8 + 0.5) * 8)
-
-    def widened(cell: CellArchitecture) -> CellArchitecture:
-        branches = ("one", "three_reduce", "three", "five_reduce", "five", "pool")
-        return cell.model_copy(update={branch: channels(getattr(cell, branch)) for branch in branches})
-
-    stages = (tuple(widened(stage[i]) for i in copied(len(stage), depth)) for stage in architecture.stages)
-    return InceptionArchitecture(stem=channels(architecture.stem), stages=tuple(stages))
-
-
-def copied(cells: int, depth: float) -> list[int]:
-    """Which cell of a stage of so many stands at each place once its depth is multiplied; at least one is left."""
-    count = max(1, math.floor(cells * depth + 0.5))
-    return [place * cells // count for place in range(count)]
 
 
 def reduce_width(width: int, share: float) -> int:

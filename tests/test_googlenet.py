@@ -23,6 +23,7 @@ from search_spaces.googlenet import (
     GoogLeNetSettings,
     GoogLeNetSpace,
     googlenet,
+    scaled,
     tower_cells,
 )
 from search_spaces.inception import (
@@ -31,7 +32,6 @@ from search_spaces.inception import (
     InceptionArchitecture,
     InceptionNetwork,
     InceptionSpace,
-    scaled,
 )
 
 PARAMETERS = {

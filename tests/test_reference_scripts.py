@@ -103,3 +103,22 @@ def test_ways_to_train_in_small_and_no_gpu_is_no_fault(tmp_path: Path) -> None:
     rows = pd.read_csv(tmp_path / "gpu.csv").set_index("way")
     assert {"stock", "+ graph", "engine", "engine, towers"} <= set(rows.index)
     assert (rows["candidate_epochs_an_hour"] > 0).all()
+
+
+@pytest.mark.slow
+def test_pruning_is_measured_in_small(tmp_path: Path) -> None:
+    words = ["--small", "--folder", str(tmp_path / "work"), "--to", str(tmp_path / "report")]
+    said = run("benchmark_prune", *words)
+    table = pd.read_csv(tmp_path / "report" / "prune.csv")
+    names = list(dict.fromkeys(table["network"]))
+    assert names[:3] == ["original", "pruned, fine-tuned", "the same, from scratch"]
+    assert list(table["seed"]) == [0, 1] * len(names)
+    assert table["test_accuracy"].between(0, 1).all()
+    own = table[table["network"] == names[1]]
+    original = table[table["network"] == names[0]]
+    assert own["multiply_adds"].max() <= original["multiply_adds"].min() / 2
+    assert (table[["eager_ms", "pt2_ms", "onnx_ms"]] > 0).all().all()
+    assert said.count("winner, seed 0: ") == said.count("pruned, fine-tuned, seed 0: ") == 1
+    again = run("benchmark_prune", *words)
+    assert "seed 0: " not in again  # nothing is trained twice
+    assert list(pd.read_csv(tmp_path / "report" / "prune.csv")["test_accuracy"]) == list(table["test_accuracy"])

@@ -15,8 +15,7 @@ from nas import auxiliary
 from nas import config as configuration
 from nas.errors import ConfigError
 from search_spaces import systems
-from search_spaces.googlenet import ARCHITECTURE, TOWERS, tower_cells
-from search_spaces.inception import scaled
+from search_spaces.googlenet import ARCHITECTURE, TOWERS, scaled, tower_cells
 
 NAMES = ("darts", "googlenet", "googlenet-wide", "nasnet", "relay")
 

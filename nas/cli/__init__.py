@@ -196,15 +196,19 @@ def export(
         int | None, typer.Option(help="Average the probabilities of so many retrained networks, in one model.")
     ] = None,
     early_exit: Annotated[bool, typer.Option("--early-exit", help="The towers' logits too, to stop early.")] = False,
+    prune: Annotated[
+        float | None, typer.Option(help="Remove this share of the multiply-adds, whole channels, and fine-tune.")
+    ] = None,
     results: Results = Path("results"),
     set_: Set = None,
+    verbose: Verbose = False,
 ) -> None:
     """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images."""
     from nas.experiment import Experiment
 
     opened = Experiment.open(experiment, results, assignments=set_ or ())
-    with watching(opened):
-        exported = opened.export(to, ensemble, early_exit)
+    with watching(opened, verbose):
+        exported = opened.export(to, ensemble, early_exit, prune)
     _print_export(exported)
 
 
@@ -316,6 +320,8 @@ def _print_export(exported: Exported) -> None:
     if len(shown) > 1:
         for name, value in shown.items():
             out.print(f"{name:<24} test accuracy {100 * value:.2f} %", highlight=False, markup=False)
+    if "compared" in exported.card:
+        out.print(drawing.comparison(exported.card["compared"]))
     for check in exported.checks:
         out.print(
             f"{check.file:<18} verified on {check.images} test images: "

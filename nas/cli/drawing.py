@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich import progress as bars
 from rich.box import SIMPLE_HEAD
@@ -167,8 +167,11 @@ def test_accuracy(row: Record) -> str:
     """Mean, standard deviation and number of trainings: ``98.70 % ± 0.16 (3)``."""
     if row.test_accuracy is None:
         return ""
-    spread = f" ± {100 * row.test_std:.2f}" if row.test_std is not None else ""
-    return f"{100 * row.test_accuracy:.2f} %{spread} ({row.test_seeds})"
+    return _over_seeds(row.test_accuracy, row.test_std, row.test_seeds)
+
+
+def _over_seeds(mean: float, deviation: float | None, seeds: int) -> str:
+    return f"{_percent(mean)}{'' if deviation is None else f' ± {100 * deviation:.2f}'} ({seeds})"
 
 
 def predicted(row: Record) -> str:
@@ -214,6 +217,22 @@ def network(shown: Shown) -> Table:
     table.add_column("FLOPs", justify="right", footer=f"{shown.flops:,}")
     for name, description, params, flops in shown.cells:
         table.add_row(name, description, f"{params:,}", f"{flops:,}")
+    return table
+
+
+def comparison(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A pruned network and its rivals, a row each, as the card of an export holds them."""
+    forms = list(rows[0]["latency ms"])
+    table = Table(header_style="bold", box=SIMPLE_HEAD)
+    table.add_column("network")
+    for column in ("test accuracy", "multiply-adds", "", "params", *forms, "key"):
+        table.add_column(column, justify="left" if column == "key" else "right")
+    for row in rows:
+        scores = row["accuracy"]
+        accuracy = _over_seeds(scores["mean"], scores["standard deviation"], len(scores["by seed"]))
+        cost = [short(row["flops"] / 2), f"{row['share of flops']:.0%}", short(row["params"])]
+        times = [f"{milliseconds:.3f} ms" for milliseconds in row["latency ms"].values()]
+        table.add_row(row["name"], accuracy, *cost, *times, row["key"])
     return table
 
 

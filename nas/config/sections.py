@@ -90,6 +90,16 @@ class RetrainConfig(Recipe):
     )
 
 
+class PruneConfig(Section):
+    """How `nas export --prune` makes the retrained winner smaller: it removes channels and fine-tunes what is left."""
+
+    epochs: Positive | None = Field(None, description="Epochs of fine-tuning; unset: a third of retraining's.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Highest learning rate of fine-tuning; unset: half of retraining's."
+    )
+    step: Positive = Field(8, description="Channels go until a layer has a multiple of this: CPUs like eights.")
+
+
 class SearchConfig(Section):
     """How candidates are chosen, and when to stop."""
 
@@ -184,6 +194,7 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     ladder: LadderConfig = LadderConfig()
     retrain: RetrainConfig = RetrainConfig()
+    prune: PruneConfig = PruneConfig()
     executor: ExecutorConfig = ExecutorConfig()
     export: ExportConfig = ExportConfig()
 
@@ -212,6 +223,11 @@ class Config(Section):
     def folder(self) -> Path:
         """The experiment's folder."""
         return self.results / self.experiment
+
+    @property
+    def weights(self) -> Path:
+        """Folder of the retrained weights."""
+        return self.folder / "weights"
 
     @property
     def database(self) -> str:

@@ -19,9 +19,10 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from torch import nn
@@ -31,13 +32,16 @@ from nas.config import ExportConfig
 from nas.errors import DataError, InputError
 from nas.export import card, files, verification
 from nas.export.composed import EarlyExits, Ensemble
-from nas.export.facts import Check, Exported, Facts, Labels, Pixels, Predict
+from nas.export.facts import Check, Compared, Exported, Facts, Labels, Pixels, Predict
 from nas.export.network import PixelNetwork, fold, still
 
-__all__ = ["Check", "EarlyExits", "Ensemble", "Exported", "Facts", "export", "fold"]
+__all__ = ["Check", "Compared", "EarlyExits", "Ensemble", "Exported", "Facts", "export", "fold", "side_by_side"]
 
 MANY = 64
-"""Latency is measured of one image and of so many."""
+"""Latency is measured of one image and of so many ..."""
+
+SLOW = 2000.0
+"""... where that may take less than so many milliseconds."""
 
 FILES = {files.SAFETENSORS, files.TOWERS, files.ARCHITECTURE, files.PT2, files.ONNX, card.JSON, card.TEXT}
 
@@ -79,14 +83,38 @@ def export(
         checks += [verify(files.PT2, files.load_pt2)]
         files.write_onnx(partial / files.ONNX, program, config.opset, metadata, exits)
         checks += [verify(files.ONNX, files.load_onnx)]
-        many = np.resize(test_pixels, (MANY, *test_pixels.shape[1:]))
-        latency = {len(one): verification.latency(trained, partial, one, facts) for one in (many[:1], many)}
+        latency = {1: verification.latency(trained, partial, test_pixels[:1], facts)}
+        if MANY * latency[1]["eager"] < SLOW:
+            many = np.resize(test_pixels, (MANY, *test_pixels.shape[1:]))
+            latency[MANY] = verification.latency(trained, partial, many, facts)
         heads = {} if labels is None else verification.accuracies(expected, labels, ("logits", *exits))
         memory = complexity.activation_bytes(trained, facts.input_shape)
         content = card.content(facts, config, batch_norm, checks, latency, partial, exits, heads, memory)
         (partial / card.JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (partial / card.TEXT).write_text(card.markdown(content), encoding="utf-8")
     return Exported(folder, tuple(checks), content)
+
+
+def side_by_side(
+    networks: Mapping[str, nn.Module], pixels: Pixels, facts: Facts, config: ExportConfig
+) -> dict[str, dict[str, float]]:
+    """Median milliseconds for one image (1, C, H, W) on one CPU thread, of each network in each form.
+
+    They take turns: where the machine changes its pace it does so for all of them.
+    """
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    with TemporaryDirectory() as folder, verification.one_thread():
+        for number, (name, network) in enumerate(networks.items()):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            trained = still(network)
+            model = PixelNetwork(fold(trained)[0], facts.mean, facts.std)
+            program = files.write_pt2(place / files.PT2, model, facts.input_shape, {})
+            files.write_onnx(place / files.ONNX, program, config.opset, {})
+            forms = verification.forms(trained, place, pixels, facts)
+            calls |= {(name, form): call for form, call in forms.items()}
+        times = verification.in_turns(calls)
+    return {name: {form: times[one, form] for one, form in times if one == name} for name in networks}
 
 
 def _check_images(pixels: Pixels, facts: Facts) -> None:

@@ -24,6 +24,22 @@ Predict = Callable[[Pixels], Logits]
 
 
 @dataclass(frozen=True)
+class Compared:
+    """A network beside others: its cost, its test accuracies, 0 to 1, by seed, and how fast it is.
+
+    `flops` are for one image, 2 a multiply-add; `latency` holds milliseconds an image on one CPU thread, by form.
+    """
+
+    name: str
+    key: str
+    architecture: str
+    params: int
+    flops: int
+    accuracies: Mapping[int, float]
+    latency: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the card says and the verification needs.
 
@@ -31,7 +47,7 @@ class Facts:
     `params` and `flops` (one image, 2 a multiply-add) are the bare network's. `accuracies` holds the test
     accuracy, 0 to 1, of each retrained network, by its seed; of a dense prediction it is of pixels, and `mious`
     holds the mean intersections over union. Of an ensemble there is `members` instead, by name. `notes` are free
-    lines: experiment, recipe, towers.
+    lines: experiment, recipe, towers. Of a pruned network, `compared` begins with what it was pruned from, and it.
     """
 
     space: str
@@ -49,6 +65,7 @@ class Facts:
     task: TaskName = "classification"
     mious: Mapping[int, float] = field(default_factory=dict)
     members: Mapping[str, float] = field(default_factory=dict)
+    compared: tuple[Compared, ...] = ()
 
     @property
     def logits_shape(self) -> tuple[int, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +29,10 @@ MOST_LOGITS = 2**26
 """Logits that are held at once of each file: 256 MiB. Where each pixel has some, fewer images are compared."""
 LATENCY_SECONDS = 0.2
 """How long each latency is measured."""
+ROUNDS = 5
+"""In so many parts."""
+
+Key = TypeVar("Key")
 
 
 def sample(pixels: Pixels, facts: Facts) -> Pixels:
@@ -86,32 +92,46 @@ def _predict_all(predict: Predict, pixels: Pixels) -> Logits:
 
 
 def latency(trained: nn.Module, folder: Path, pixels: Pixels, facts: Facts) -> dict[str, float]:
-    """Median milliseconds for these images (N, C, H, W) on one CPU thread, in turns: trained network and files."""
+    """Median milliseconds for these images (N, C, H, W) on one CPU thread: trained network, then the files."""
+    with one_thread():
+        return in_turns(forms(trained, folder, pixels, facts))
+
+
+def forms(trained: nn.Module, folder: Path, pixels: Pixels, facts: Facts) -> dict[str, Callable[[], object]]:
+    """Inference on these pixels by the trained network and by the files in `folder`, on one CPU thread."""
+    image = files.normalised(pixels, facts)
+    program = files.load_pt2(folder / files.PT2)
+    session = files.load_onnx(folder / files.ONNX, threads=1)
+    return {
+        "eager": lambda: trained(image),
+        files.PT2: lambda: program(pixels),
+        files.ONNX: lambda: session(pixels),
+    }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes on one thread inside."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        image = files.normalised(pixels, facts)
-        program = files.load_pt2(folder / files.PT2)
-        session = files.load_onnx(folder / files.ONNX, threads=1)
-        with torch.no_grad():
-            return _median_ms(
-                {
-                    "eager": lambda: trained(image),
-                    files.PT2: lambda: program(pixels),
-                    files.ONNX: lambda: session(pixels),
-                }
-            )
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _median_ms(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    for call in list(calls.values()) * 3:
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    while min(map(len, times.values())) < 5 or sum(map(sum, times.values())) < LATENCY_SECONDS * len(calls):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(own) * 1e3 for name, own in times.items()}
+def in_turns(calls: Mapping[Key, Callable[[], object]]) -> dict[Key, float]:
+    """Median milliseconds of each call, over `LATENCY_SECONDS` each, in rounds: some of each, then the next."""
+    times: dict[Key, list[float]] = {key: [] for key in calls}
+    with torch.no_grad():
+        for number in range(ROUNDS):
+            for key, call in calls.items():
+                for _ in range(1 if number else 3):
+                    call()
+                own: list[float] = []
+                while len(own) < 2 or sum(own) < LATENCY_SECONDS / ROUNDS:
+                    begin = time.perf_counter()
+                    call()
+                    own.append(time.perf_counter() - begin)
+                times[key] += own
+    return {key: statistics.median(own) * 1e3 for key, own in times.items()}

@@ -1,0 +1,101 @@
+"""Whole channels removed from a trained network: what is left is an architecture of its space again, with weights.
+
+Which channels matter is the space's to say (`nas.space.SearchSpace.narrower`); how many go is decided here, by what the
+network then costs. Fine-tuning is a rung like any other, that starts from what is left of the weights.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from nas import complexity
+from nas.config import PruneConfig
+from nas.errors import InputError, JobError
+from nas.ladder import Rung
+from nas.space import Architecture, SearchSpace, Shape
+from nas.weights import Weights, pack
+
+FINE_TUNING = 1 / 3
+"""Epochs of fine-tuning, as a share of full training's, where the config leaves them open."""
+
+CALMER = 1 / 2
+"""The highest learning rate of fine-tuning, as a share of full training's, likewise."""
+
+
+def check_share(share: float) -> None:
+    """Raises InputError where it is no share that could be removed."""
+    if not 0 < share < 1:
+        raise InputError(f"--prune takes the share of the multiply-adds to remove, above 0 and below 1; got {share:g}")
+
+
+def smaller(
+    space: SearchSpace,
+    architecture: Architecture,
+    network: nn.Module,
+    share: float,
+    step: int,
+    input_shape: Shape,
+    classes: int,
+) -> Architecture:
+    """The largest architecture with `share` of the multiply-adds less, as channels go from this trained network.
+
+    Raises SpaceError where the space cannot be pruned, InputError where so much cannot be removed.
+    """
+    check_share(share)
+
+    def flops(one: Architecture) -> int:
+        return complexity.complexity(space, one, input_shape, classes).flops
+
+    ever_narrower = space.narrower(architecture, network, step)
+    whole = flops(architecture)
+    allowed = (1 - share) * whole
+    least = flops(ever_narrower[-1]) if ever_narrower else whole
+    if least > allowed:
+        raise InputError(
+            f"--prune {share:g} is more than can be removed: the narrowest network, in steps of {step} channels "
+            f"(prune.step), has {1 - least / whole:.1%} of the multiply-adds less"
+        )
+    return ever_narrower[bisect.bisect_left(ever_narrower, -allowed, key=lambda one: -flops(one))]
+
+
+def narrowed(
+    space: SearchSpace,
+    architecture: Architecture,
+    network: nn.Module,
+    to: Architecture,
+    input_shape: Shape,
+    classes: int,
+) -> Weights:
+    """What is left of the network's weights in the narrower architecture `to`, to start a training from."""
+    with torch.random.fork_rng(devices=[]):
+        built = space.build(to, input_shape, classes)
+    try:
+        built.load_state_dict(dict(space.narrowed(architecture, network, to)))
+    except RuntimeError as error:  # a mistake in a third-party space
+        reason = " ".join(str(error).split())
+        raise JobError(f"narrowed() of {type(space).__name__} gives no weights of the architecture: {reason}") from None
+    # Without metadata, which safetensors writes in any order: the bytes name the training that starts from them.
+    return Weights(pack(built), f"{architecture.key}, pruned")
+
+
+def fine_tuning(full: Rung, config: PruneConfig, init: str) -> Rung:
+    """The rung of fine-tuning beside that of full training: from these weights, shorter, calmer and without towers."""
+    recipe = full.recipe.model_copy(
+        update={
+            "epochs": config.epochs or math.ceil(FINE_TUNING * full.epochs),
+            "learning_rate": config.learning_rate or CALMER * full.recipe.learning_rate,
+        }
+    )
+    towers = full.towers.model_copy(update={"placement": "none"})
+    return replace(full, name="pruned", recipe=recipe, towers=towers, init=init)
+
+
+def from_scratch(full: Rung) -> Rung:
+    """The rung of the same architecture trained fully from fresh weights; its own, so that no board takes it for a
+    candidate."""
+    return replace(full, name="scratch", init=None)
