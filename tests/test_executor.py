@@ -386,16 +386,6 @@ def test_with_several_gpus_a_retraining_has_them_all(cluster: Executor, behaving
     }
 
 
-@pytest.mark.slow
-def test_closing_ends_the_processes_of_a_retraining(cluster: Executor, behaving: Setting) -> None:
-    setting = replace(behaving, data=load(DataConfig()))
-    with OverRay(ExecutorConfig(device="cpu", workers=1, retrain_workers=2)) as executor:
-        executor.use(setting)
-        executor.submit(job(setting, "linger", 7, FINAL))
-        until(lambda: executor.wait(timeout=0.2) or len(pids(setting, "linger7")) == 2, 120)
-    until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids(setting, "linger7")))
-
-
 @pytest.mark.parametrize(
     ("config", "processes"),
     [
@@ -466,6 +456,17 @@ def test_workers_that_wait_for_room_are_no_mystery(
         executor.submit(job(behaving, "learn"))
         with pytest.raises(JobError, match=r"^no worker has started in 1 s: has the cluster room for one\?$"):
             some_outcomes(executor, 1)
+
+
+@pytest.mark.slow
+def test_closing_ends_the_processes_of_a_retraining(cluster: Executor, behaving: Setting) -> None:
+    """The last on this cluster: without a dashboard, Ray Train's placement group stays until the driver's job ends."""
+    setting = replace(behaving, data=load(DataConfig()))
+    with OverRay(ExecutorConfig(device="cpu", workers=1, retrain_workers=2)) as executor:
+        executor.use(setting)
+        executor.submit(job(setting, "linger", 7, FINAL))
+        until(lambda: executor.wait(timeout=0.2) or len(pids(setting, "linger7")) == 2, 120)
+    until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids(setting, "linger7")))
 
 
 # -------------------------------------------------------------------------- a process and a Ray of its own
