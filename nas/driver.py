@@ -140,7 +140,7 @@ def driving(
     loading = _in_background(lambda: load(config.data, progress=sys.stderr.isatty()))  # Ray takes seconds to start
     if wait([loading], timeout=0.2).done:
         loading.result()  # a wrong name shows at once
-    with executor.start(config.executor if workers else ExecutorConfig(kind="in-process")) as pool:
+    with executor.start(_executor(config) if workers else ExecutorConfig(kind="in-process")) as pool:
         data = loading.result()
         if config.search.calibrate:
             data = data.holding_truth()
@@ -171,6 +171,14 @@ def driving(
             finally:
                 lease.check()
                 budget.save()
+
+
+def _executor(config: Config) -> ExecutorConfig:
+    """Where to train. A plan for time counts on trainings as fast as the proxies', which one process makes."""
+    given = config.executor
+    if config.search.time is None or given.retrain_workers is not None:
+        return given
+    return given.model_copy(update={"retrain_workers": 1})
 
 
 def _in_background(call: Callable[[], Data]) -> Future[Data]:

@@ -283,7 +283,7 @@ def _flops_within_budget(driver: Driver, share: float) -> int | None:
         config.retrain.seeds,
         sum(map(len, rows.values())) if config.retrain.references else 0,
         rung.epochs * driver.retrain_images,
-        driver.executor.slots,
+        driver.executor.retrainings,
     )
     limit = max(limit, int(remembered["value"]))
     records.set_fact("max_flops", {"time": config.search.time, "value": limit})
@@ -298,7 +298,7 @@ def _rung_within_budget(driver: Driver, trainings: Sequence[Measurement]) -> Run
         return full
     decided = driver.records.fact("retrain_epochs", {})
     if (decided.get("time"), decided.get("of")) != (driver.budget.seconds, full.key):
-        fit = retraining.affordable_epochs(left, trainings, driver.retrain_images, driver.executor.slots)
+        fit = retraining.affordable_epochs(left, trainings, driver.retrain_images, driver.executor.retrainings)
         decided = {"time": driver.budget.seconds, "of": full.key, "value": min(full.epochs, fit)}
         driver.records.set_fact("retrain_epochs", decided)
     return driver.retrain_rung(int(decided["value"]))

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from nas.config import SearchConfig
 from nas.data import Data, Images
 from nas.errors import CandidateError, NasError
 from nas.ladder import Rung
+from nas.parallel import ALONE, Shard
 from nas.records import Measurement, Status
 from nas.space import Architecture, SearchSpace
 from nas.task import TASKS
@@ -98,13 +99,15 @@ class Job:
 class Outcome:
     """What comes back: the measurement and, at final rungs, the bare network's weights as safetensors bytes.
 
-    The towers' weights, where there are any, are apart from the network's.
+    The towers' weights, where there are any, are apart from the network's. `out_of_memory` says that the candidate
+    failed for want of the device's memory, of which it may find more when nothing runs beside it.
     """
 
     job: Job
     measurement: Measurement
     weights: bytes | None
     towers: bytes | None = None
+    out_of_memory: bool = False
 
 
 def tune_process(threads: int) -> Callable[[], None]:
@@ -137,20 +140,26 @@ class Bench:
         self.device = device
         self._resident: dict[str, training.Resident] = {}
 
-    def measure(self, job: Job) -> Outcome:
-        """Build, train and score one candidate. Whatever goes wrong with it is its failure, not the worker's."""
+    def measure(self, job: Job, shard: Shard = ALONE) -> Outcome:
+        """Build, train and score one candidate. Whatever goes wrong with it is its failure, not the worker's.
+
+        With a `shard`, together with the other processes of torch's group; the first one scores. What a lost process
+        does to the others looks like any error, so that all but those of this project are raised then.
+        """
         try:
-            return self._measure(job)
+            return self._measure(job, shard)
         except NasError as error:
             return job.failed(str(error))
         except torch.OutOfMemoryError as error:
-            return job.failed(f"out of memory on {self.device}: {error}")
+            return replace(job.failed(f"out of memory on {self.device}: {error}"), out_of_memory=True)
         except torch.AcceleratorError:
             raise  # the device's context is lost for this whole process: the worker must end
         except Exception as error:  # a third-party network may raise anything; the search must go on
+            if shard.world > 1:
+                raise
             return job.failed(f"{type(error).__name__}: {error}")
 
-    def _measure(self, job: Job) -> Outcome:
+    def _measure(self, job: Job, shard: Shard) -> Outcome:
         data, rung = self.setting.data, job.rung
         classes = len(data.classes)
         architecture = self.space.architecture_type.from_json(job.architecture)
@@ -195,7 +204,9 @@ class Bench:
             return training.evaluate(model, task, scored, batch, towers=False)
 
         extra = self._extra_steps(rung, network, signals, len(train), len(scored))
-        fit = training.fit(model, task, train, rung.recipe, job.seed, extra, read)
+        fit = training.fit(model, task, train, rung.recipe, job.seed, extra, read, shard)
+        if shard.rank:
+            return Outcome(job, job.measurement("done", signals, {}, model.cells), None)
         signals |= reading.training_speed(fit.step_losses, fit.steps_an_epoch)
         signals |= {"train_loss": signals["tse_e"], "train_accuracy": fit.train_accuracy}
         for step, norms in fit.gradient_norms.items():

@@ -113,7 +113,7 @@ def measure(
                 done=sum(m.status == "done" for m in measured),
                 failed=sum(m.status != "done" for m in measured),
                 infeasible=0,
-                running=min(executor.running, executor.slots),
+                running=min(executor.running, executor.retrainings if outcome.job.rung.final else executor.slots),
                 best=None,
                 total=len(jobs),
                 seconds_left=budget.left(),

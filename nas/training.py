@@ -28,6 +28,7 @@ from nas.config import Recipe
 from nas.data import Images
 from nas.data.augment import augment, augment_both
 from nas.errors import CandidateError
+from nas.parallel import ALONE, Shard
 from nas.task import Task
 
 CHECK_EVERY = 20
@@ -109,13 +110,14 @@ def fit(
     seed: int,
     extra_steps: int = 0,
     read: Callable[[], Mapping[str, float]] | None = None,
+    shard: Shard = ALONE,
 ) -> Fit:
     """Train network and towers together, in place. `recipe.epochs` must be set.
 
     The schedule anneals to zero within the epochs, and within as many `extra_steps` after them. With `recipe.ema` the
     averaged weights are what is left in the model. `read` is called after the epochs in `recipe.readings` and finds
-    averaged weights in the model; training goes on as if it had not been. Raises CandidateError when the loss is not
-    finite.
+    averaged weights in the model; training goes on as if it had not been. With a `shard`, the processes of torch's
+    group train together, and each has the same result in the end. Raises CandidateError when the loss is not finite.
     """
     assert recipe.epochs is not None
     start = time.perf_counter()
@@ -123,6 +125,8 @@ def fit(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     count = min(len(images), recipe.images or len(images))
     steps_an_epoch, batch_size = steps_of(recipe, len(images))
+    if batch_size < shard.world:
+        raise CandidateError(f"{shard.world} processes cannot share a batch of {batch_size} images")
     steps = steps_an_epoch * recipe.epochs + extra_steps
     optimizer = make_optimizer(model, recipe)
     averaged = (
@@ -139,18 +143,21 @@ def fit(
     seen: deque[Tensor] = deque(maxlen=steps_an_epoch)
     gradient_norms: dict[int, tuple[float, ...]] = {}
     readings: dict[int, Mapping[str, float]] = {}
-    with _dropout_seeded(stream(seed, "dropout"), device):
+    dropout = stream(seed, f"dropout{shard.rank or ''}")  # the same masks on all shares would be no chance
+    with _dropout_seeded(dropout, device), shard.over(model) as forward:
         model.train()
         for step, batch in enumerate(_batches(chosen, recipe.batch_size, order, steps), 1):
             progress = (step - 1) / steps
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * learning_rate_share(recipe, progress)
-            pixels, labels = images.batch(batch, recipe.augment or (), chance)
+            pixels, whole = images.batch(batch, recipe.augment or (), chance)
+            labels = shard.part(whole)
+            weighted = shard.weighted(criterion, task.count, whole)
             with _autocast(recipe, device):
-                outputs = model(images.normalised(pixels))
-                losses = model.losses(outputs, labels, progress, criterion)
+                outputs = forward(images.normalised(shard.part(pixels)))
+                losses = model.losses(outputs, labels, progress, weighted)
             optimizer.zero_grad(set_to_none=True)
-            losses.backward()
+            losses.backward(forward)
             if step in recipe.gradient_norms:
                 gradient_norms[step] = cell_gradient_norms(model)
             if recipe.clip:
@@ -161,7 +168,8 @@ def fit(
             step_losses.append(losses.main.detach().float())
             seen.append(task.statistics(auxiliary.logits_of(outputs[0]).detach(), labels))
             if step % CHECK_EVERY == 0 or step == steps:
-                _must_be_finite(torch.stack(step_losses[-CHECK_EVERY:]).sum() + losses.total.detach(), step)
+                latest = torch.stack(step_losses[-CHECK_EVERY:]).sum() + losses.total.detach()
+                _must_be_finite(shard.mean(latest), step)
             if reader is not None:
                 reader.update()
                 if (epoch := _read_after(step, steps, steps_an_epoch, recipe)) is not None and read is not None:
@@ -173,9 +181,9 @@ def fit(
         counters = {name: one for name, one in model.state_dict().items() if not one.is_floating_point()}
         model.load_state_dict(averaged.module.state_dict() | counters)  # an averaged count would be no count
     return Fit(
-        step_losses=tuple(torch.stack(step_losses).tolist()),
+        step_losses=tuple(shard.mean(torch.stack(step_losses)).tolist()),
         steps_an_epoch=steps_an_epoch,
-        train_accuracy=task.metrics(torch.stack(tuple(seen)).sum(0).cpu())["accuracy"],
+        train_accuracy=task.metrics(shard.sum(torch.stack(tuple(seen)).sum(0)).cpu())["accuracy"],
         gradient_norms=gradient_norms,
         readings=readings,
         seconds=time.perf_counter() - start,

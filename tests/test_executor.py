@@ -14,22 +14,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
+import safetensors.torch
 import torch
 from ray.cluster_utils import Cluster
 
-from nas import executor as executing
 from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, load
 from nas.errors import ConfigError, JobError
-from nas.executor import ATTEMPTS, Executor, InProcess, OverRay, _start_ray, start
+from nas.executor import ATTEMPTS, Executor, InProcess, OverRay, over_ray, start
+from nas.executor.cluster import start_ray
 from nas.ladder import Rung
 from nas.proxy import Job, Outcome, Setting, SpaceSpec
 
 RUNG = Rung("proxy", Recipe(epochs=1, images=256, augment=("crop",)), TowersConfig(placement="middle"))
+
+FINAL = Rung("retrain", RUNG.recipe, TowersConfig(placement="middle", kind="linear", share=0.9), final=True)
+"""Without dropout, whose masks are each process's own."""
 
 SPACE = '''
 """Networks that behave as their architecture says; each training notes its process in the folder `notes`."""
@@ -70,7 +75,17 @@ class Network(nn.Module):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.does == "linger" and first:
                 time.sleep(120)
-        return self.linear(torch.relu(self.cell3(self.cell2(self.cell1(x)))).mean((2, 3)))
+            mark = self.notes.with_name(f"running-{os.getpid()}")
+            if self.does == "slow":
+                mark.touch()
+                time.sleep(2)
+                mark.unlink()
+            if self.does == "starve" or (self.does == "hunger" and first):
+                raise torch.OutOfMemoryError("no room")
+            if self.does == "hunger" and list(mark.parent.glob("running-*")):
+                raise RuntimeError("something runs beside it")
+        y = self.linear(torch.relu(self.cell3(self.cell2(self.cell1(x)))).mean((2, 3)))
+        return y / 0 if self.does == "diverge" and self.training else y
 
 class Space(SearchSpace):
     """Behaving networks."""
@@ -140,8 +155,8 @@ def torch_as_it_was() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-def job(setting: Setting, does: str, width: int = 4) -> Job:
-    return Job.of(setting.space.load().architecture_type(does=does, width=width), RUNG, 0)
+def job(setting: Setting, does: str, width: int = 4, rung: Rung = RUNG) -> Job:
+    return Job.of(setting.space.load().architecture_type(does=does, width=width), rung, 0)
 
 
 def outcomes(executor: Executor, jobs: list[Job], seconds: float = 90) -> list[Outcome]:
@@ -172,6 +187,10 @@ def until(what: Callable[[], object], seconds: float = 60) -> None:
     while not what():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def read(weights: bytes) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load(weights)
 
 
 def pids(setting: Setting, behaviour: str) -> list[int]:
@@ -276,6 +295,116 @@ def test_workers_that_cannot_be_set_up_end_the_work_and_are_no_candidates_fault(
             some_outcomes(executor, 1)
 
 
+# ------------------------------------------------------------------------------------------ out of memory
+
+
+def test_what_found_too_little_memory_beside_others_is_tried_again_alone(cluster: Executor, behaving: Setting) -> None:
+    with OverRay(ExecutorConfig(workers=4, gpus=0.5)) as executor:
+        executor.use(behaving)
+        jobs = [job(behaving, "slow", width) for width in (2, 3, 4, 5, 6)]
+        jobs[1:1] = [job(behaving, "hunger"), job(behaving, "starve")]
+        found = {o.job: o.measurement for o in outcomes(executor, jobs)}
+        for one in jobs:
+            done = one != job(behaving, "starve")
+            assert found[one].status == ("done" if done else "failed"), found[one].cause
+        assert found[job(behaving, "starve")].cause == "out of memory on cpu: no room"
+        assert len(pids(behaving, "hunger4")) == len(pids(behaving, "starve4")) == 2
+        assert executor.free == executor.slots == 4
+
+
+def test_what_has_the_memory_for_itself_is_not_tried_again(pool: Executor, behaving: Setting) -> None:
+    with InProcess(ExecutorConfig()) as here:
+        for executor, width in ((pool, 4), (here, 5)):
+            executor.use(behaving)
+            (outcome,) = outcomes(executor, [job(behaving, "hunger", width)])
+            assert outcome.measurement.status == "failed"
+            assert outcome.measurement.cause == "out of memory on cpu: no room"
+            assert len(pids(behaving, f"hunger{width}")) == 1
+
+
+# --------------------------------------------------------------------------------------- one of several
+
+
+@pytest.mark.slow
+def test_a_network_retrained_by_two_processes_is_that_of_one(cluster: Executor) -> None:
+    """Weights within 5e-3: rounding grows through batch norm. Where it cannot, test_parallel.py asks for 1e-5."""
+    setting = Setting(
+        SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]}), load(DataConfig()), SearchConfig()
+    )
+    one = Job.of(setting.space.load().random(0), FINAL, 0)
+    found: list[Outcome] = []
+    with (
+        InProcess(ExecutorConfig()) as here,
+        OverRay(ExecutorConfig(device="cpu", workers=1, retrain_workers=2)) as together,
+    ):
+        for executor in (here, together):
+            executor.use(setting)
+            found += outcomes(executor, [one])
+    alone, shared = found
+    assert shared.measurement.status == "done", shared.measurement.cause
+    assert shared.measurement.signals.keys() == alone.measurement.signals.keys()
+    assert shared.measurement.towers == alone.measurement.towers
+    for name, value in alone.measurement.signals.items():
+        assert shared.measurement.signals[name] == pytest.approx(value, rel=1e-3, abs=1e-2), name
+    for ours, theirs in ((alone.weights, shared.weights), (alone.towers, shared.towers)):
+        assert ours is not None
+        assert theirs is not None
+        torch.testing.assert_close(read(theirs), read(ours), rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.slow
+def test_with_several_gpus_a_retraining_has_them_all(cluster: Executor, behaving: Setting) -> None:
+    """By default, each process on one; a lost process costs one retry, a candidate's own fault none."""
+    setting = replace(behaving, data=load(DataConfig()))
+    with OverRay(ExecutorConfig()) as executor:
+        assert (executor.slots, executor.retrainings, executor.processes) == (2, 1, 2)
+        executor.use(setting)
+        proxies = [job(setting, "learn", width) for width in (5, 6)]
+        finals = [job(setting, does, 3, FINAL) for does in ("learn", "diverge", "linger")]
+        for one in (proxies[0], *finals, proxies[1]):
+            executor.submit(one)
+        found: list[Outcome] = []
+        deadline = time.monotonic() + 150
+        while len(pids(setting, "linger3")) < 2:  # both processes train
+            assert time.monotonic() < deadline, "waited in vain"
+            found += executor.wait(timeout=0.2)
+        os.kill(pids(setting, "linger3")[0], signal.SIGKILL)
+        found += some_outcomes(executor, 5 - len(found), 100)
+        assert executor.running == 0
+    assert {one.job for one in found} == {*proxies, *finals}
+    measured = {one.job: one.measurement for one in found}
+    for one in (*proxies, finals[0], finals[2]):
+        assert measured[one].status == "done", measured[one].cause
+    assert measured[finals[1]].cause == "the training loss was not finite by step 2"
+    trained = {name: pids(setting, name) for name in ("learn5", "learn3", "diverge3", "linger3", "learn6")}
+    assert {name: len(set(those)) for name, those in trained.items()} == {
+        "learn5": 1,
+        "learn3": 2,
+        "diverge3": 2,
+        "linger3": 4,
+        "learn6": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "processes"),
+    [
+        ({}, 2),
+        ({"gpus": 0.5, "workers": 3}, 2),
+        ({"workers": 1}, 1),  # the person wants one GPU used
+        ({"retrain_workers": 1}, 1),
+        ({"device": "cpu"}, 1),
+        ({"device": "cpu", "retrain_workers": 3}, 3),
+    ],
+)
+def test_as_many_processes_retrain_a_network_as_there_are_gpus(
+    cluster: Executor, config: dict[str, object], processes: int
+) -> None:
+    with OverRay(ExecutorConfig.model_validate(config)) as executor:
+        assert executor.processes == processes
+        assert executor.retrainings == (executor.slots if processes == 1 else 1)
+
+
 # ------------------------------------------------------------------------------------------------- places
 
 
@@ -308,6 +437,7 @@ def test_there_are_as_many_slots_as_have_room(cluster: Executor, config: dict[st
         ({"device": "cpu", "threads": 7}, "executor.threads asks for 7 CPUs a worker, but Ray has 6 a machine"),
         ({"gpus": 3}, "executor.gpus asks for 3 GPUs a worker, but one GPU is all that a worker uses"),
         ({"gpus": 0.5, "device": "cpu"}, "executor.gpus asks for 0.5 GPUs a worker, but Ray has none to use"),
+        ({"retrain_workers": 3}, "executor.retrain_workers asks for 3 processes, but Ray has room for 2"),
     ],
 )
 def test_more_than_there_is_room_for_is_refused(cluster: Executor, config: dict[str, object], message: str) -> None:
@@ -320,12 +450,23 @@ def test_workers_that_wait_for_room_are_no_mystery(
     pool: Executor, behaving: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another program, here the pool's two workers, may have what there is room for."""
-    monkeypatch.setattr(executing, "START", 1.0)
+    monkeypatch.setattr(over_ray, "START", 1.0)
     with OverRay(ExecutorConfig(workers=1, threads=6, device="cpu")) as executor:
         executor.use(behaving)
         executor.submit(job(behaving, "learn"))
         with pytest.raises(JobError, match=r"^no worker has started in 1 s: has the cluster room for one\?$"):
             some_outcomes(executor, 1)
+
+
+@pytest.mark.slow
+def test_closing_ends_the_processes_of_a_retraining(cluster: Executor, behaving: Setting) -> None:
+    """The last on this cluster: without a dashboard, Ray Train's placement group stays until the driver's job ends."""
+    setting = replace(behaving, data=load(DataConfig()))
+    with OverRay(ExecutorConfig(device="cpu", workers=1, retrain_workers=2)) as executor:
+        executor.use(setting)
+        executor.submit(job(setting, "linger", 7, FINAL))
+        until(lambda: executor.wait(timeout=0.2) or len(pids(setting, "linger7")) == 2, 120)
+    until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids(setting, "linger7")))
 
 
 # -------------------------------------------------------------------------- a process and a Ray of its own
@@ -358,6 +499,49 @@ def test_a_cluster_that_does_not_answer_is_a_clear_error_soon() -> None:
         assert line.startswith(f"Ray could not be reached at '{address}': ")
 
 
+RETRAINING = """
+import sys
+from nas.config import DataConfig, ExecutorConfig, SearchConfig
+from nas.data import load
+from nas.executor import start
+from nas.proxy import Job, Setting, SpaceSpec
+sys.path.insert(0, sys.argv[1])
+from test_executor import FINAL, job
+if __name__ == "__main__":
+    setting = Setting(SpaceSpec.of(f"{sys.argv[2]}:Space", {"notes": sys.argv[3]}), load(DataConfig()), SearchConfig())
+    with start(ExecutorConfig(device="cpu", workers=2, retrain_workers=2)) as executor:
+        executor.use(setting)
+        for does in ("learn", "linger"):
+            executor.submit(job(setting, does, 4, FINAL))
+            for outcome in executor.wait():
+                print(outcome.measurement.status, outcome.measurement.cause, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_retraining_is_silent_and_its_processes_do_not_outlive_a_killed_driver(tmp_path: Path) -> None:
+    (tmp_path / "behaving.py").write_text(SPACE)
+    noted = tmp_path / "linger4"
+    words = [str(Path(__file__).parent), str(tmp_path / "behaving.py"), str(tmp_path)]
+    keys = {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", RETRAINING, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **keys},
+    )
+    try:
+        until(lambda: driver.poll() is not None or (noted.exists() and len(noted.read_text().split()) == 2), 150)
+    finally:
+        driver.kill()
+        out, complaints = driver.communicate()
+    assert (out, complaints) == ("done None\n", "")
+    assert not (tmp_path / "ray_results").exists()
+    for pid in noted.read_text().split():
+        until(lambda pid=pid: not Path(f"/proc/{pid}/cmdline").exists(), 30)  # type: ignore[misc]
+
+
 class Stubborn:
     """A Ray that fails to start so many times."""
 
@@ -387,7 +571,7 @@ class Stubborn:
 def test_a_ray_of_our_own_that_does_not_start_is_given_a_second_chance(error: Exception) -> None:
     config = ExecutorConfig()
     once = Stubborn(1, error)
-    _start_ray(once, config)
+    start_ray(once, config)
     assert once.calls == ["init", "shutdown", "init"]
     with pytest.raises(JobError, match=r"^Ray could not be reached on this machine: .*(GCS|startup)\.$"):
-        _start_ray(Stubborn(2, error), config)
+        start_ray(Stubborn(2, error), config)

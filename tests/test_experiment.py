@@ -17,6 +17,7 @@ import nas
 from nas import config as configuration
 from nas import executor
 from nas.data import load
+from nas.driver import _executor
 from nas.errors import ConfigError, ExperimentError, SpaceError
 from nas.progress import Event
 
@@ -209,6 +210,14 @@ def test_a_search_whose_time_is_spent_says_so(tmp_path: Path) -> None:
     events: list[Event] = []
     assert small(tmp_path, search__trials=2, search__time=0.001, listen=events.append).search().done == 1
     assert any("search.time" in (event.text or "") for event in events)
+
+
+def test_a_plan_for_time_counts_on_retrainings_of_one_process_unless_told() -> None:
+    timed = configuration.SearchConfig(time=60)
+    four = configuration.ExecutorConfig(retrain_workers=4, threads=2)
+    assert _executor(configuration.Config()).retrain_workers is None
+    assert _executor(configuration.Config(search=timed)).retrain_workers == 1
+    assert _executor(configuration.Config(search=timed, executor=four)) == four
 
 
 def test_an_export_may_happen_on_another_machine_than_the_search(

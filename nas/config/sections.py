@@ -162,6 +162,11 @@ class ExecutorConfig(Section):
     gpus: float = Field(
         0, ge=0, description="GPUs a worker, such as 0.5; 0 with GPUs present: one each; see also `device`."
     )
+    retrain_workers: Positive | None = Field(
+        None,
+        description="Processes that retrain one network together (data-parallel), each on a GPU of its own; 1: each "
+        "worker retrains one alone. Unset: as many as there are GPUs; 1 without GPUs and with search.time.",
+    )
     device: Literal["auto", "cpu"] = Field("auto", description="auto uses GPUs where there are any; cpu never does.")
     address: str | None = Field(None, description="An existing Ray cluster, such as auto or host:6379.")
 

@@ -1,0 +1,64 @@
+"""What an executor is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+from nas.proxy import Job, Outcome, Setting
+
+ATTEMPTS = 2
+"""How often a job is tried when workers die on it, and Ray when it does not start."""
+
+
+class Executor(ABC):
+    """A pool of slots on which jobs are measured. A context manager."""
+
+    slots: int
+    """How many jobs run at once."""
+
+    on_gpu: bool
+    """Whether jobs run on GPUs."""
+
+    @property
+    def retrainings(self) -> int:
+        """How many jobs of final rungs run at once: fewer than slots where several processes share one."""
+        return self.slots
+
+    @property
+    @abstractmethod
+    def running(self) -> int:
+        """Jobs submitted whose outcomes have not been fetched."""
+
+    @property
+    def free(self) -> int:
+        """Slots with nothing to do."""
+        return self.slots - self.running
+
+    @abstractmethod
+    def use(self, setting: Setting) -> None:
+        """Give all workers a setting (space and data) for the jobs to come. Nothing may be running."""
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Measure a job as soon as there is a free slot."""
+
+    @abstractmethod
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
+        """Outcomes that are there, waiting up to `timeout` seconds (None: as long as it takes) for the first."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the workers; what runs is lost."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

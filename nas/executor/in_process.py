@@ -1,0 +1,48 @@
+"""Measuring in this process."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+
+from nas.config import ExecutorConfig
+from nas.executor.contract import Executor
+from nas.proxy import Bench, Job, Outcome, Setting, tune_process
+
+
+class InProcess(Executor):
+    """One slot, in this process: for debugging, and where there is no Ray."""
+
+    slots = 1
+
+    def __init__(self, config: ExecutorConfig) -> None:
+        self._config = config
+        on_gpu = config.device == "auto" and torch.cuda.is_available()
+        self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+        self.on_gpu = self._device.type == "cuda"
+        self._put_back = tune_process(config.threads)
+        self._bench: Bench | None = None
+        self._queue: deque[Job] = deque()
+
+    @property
+    def running(self) -> int:
+        return len(self._queue)
+
+    def use(self, setting: Setting) -> None:
+        self._bench = Bench(setting, self._device)
+
+    def submit(self, job: Job) -> None:
+        self._queue.append(job)
+
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
+        if not self._queue:
+            return []
+        assert self._bench is not None, "use() comes before wait()"
+        outcome = self._bench.measure(self._queue[0])
+        self._queue.popleft()
+        return [outcome]
+
+    def close(self) -> None:
+        self._queue.clear()
+        self._put_back()  # the process is not this executor's alone
