@@ -69,6 +69,7 @@ class Study:
         self._sampler = sampler
         self._seed = seed
         self._asked: dict[int, optuna.Trial] = {}
+        self._known_space: Any = None
 
     def __len__(self) -> int:
         """Trials of any state."""
@@ -84,7 +85,7 @@ class Study:
         Raises CandidateError, the trial told as failed, where the space makes no architecture of these values.
         """
         name = "random" if explore else self._sampler
-        self._study.sampler = make_sampler(name, _seed_of(self._seed, len(self)))
+        self._study.sampler = self._with_known_space(make_sampler(name, _seed_of(self._seed, len(self))))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial = self._study.ask()
@@ -129,6 +130,13 @@ class Study:
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         read = space.architecture_type.from_json
         return [Asked(trial.number, read(trial.user_attrs[ARCHITECTURE])) for trial in running]
+
+    def _with_known_space(self, sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+        """The sampler, with the names that one before found in all trials: a new one would compare them all again."""
+        if hasattr(sampler, "_search_space"):
+            self._known_space = self._known_space or sampler._search_space
+            sampler._search_space = self._known_space
+        return sampler
 
     def _trial(self, number: int) -> optuna.Trial:
         if number not in self._asked:

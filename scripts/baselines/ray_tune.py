@@ -12,6 +12,7 @@ import time
 import warnings
 from typing import Any
 
+import optuna
 import plain
 import ray
 from candidates import Candidates
@@ -34,6 +35,7 @@ def suggest(trial: Any) -> None:
 def main() -> None:
     given = plain.arguments(__doc__)
     warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     data = plain.read(given)
     images, validation = plain.datasets(data, given.images)
     points = [dict(values) for values in Candidates().named().values()][: given.candidates]
