@@ -39,7 +39,13 @@ def main() -> None:
     data = plain.read(given)
     images, validation = plain.datasets(data, given.images)
     points = [dict(values) for values in Candidates().named().values()][: given.candidates]
-    ray.init(num_cpus=given.workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=given.workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         search = OptunaSearch(space=suggest, metric="accuracy", mode="max", points_to_evaluate=points)
