@@ -122,3 +122,11 @@ def test_pruning_is_measured_in_small(tmp_path: Path) -> None:
     again = run("benchmark_prune", *words)
     assert "seed 0: " not in again  # nothing is trained twice
     assert list(pd.read_csv(tmp_path / "report" / "prune.csv")["test_accuracy"]) == list(table["test_accuracy"])
+
+
+@pytest.mark.slow
+def test_exported_forms_are_clocked_in_small(tmp_path: Path) -> None:
+    run("benchmark_export", "--networks", "1", "--images", "1", "--to", str(tmp_path))
+    rows = pd.read_csv(tmp_path / "export.csv").set_index("form")
+    assert set(rows.index) == {"eager", "model.pt2", "model.onnx"}
+    assert rows.loc["model.onnx", "faster"] == pytest.approx(rows.loc["eager", "ms"] / rows.loc["model.onnx", "ms"])
