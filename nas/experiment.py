@@ -232,10 +232,11 @@ class Experiment:
         )
 
     def study(self) -> optuna.Study:
-        """The trials as an Optuna study in memory, for its plots and importances; empty before the experiment began."""
+        """The trials as an Optuna study in memory, for plots. Raises ExperimentError before the experiment began."""
         from nas import study
 
-        self._records()  # raises where the database cannot be read
+        if self._records() is None:
+            raise ExperimentError(f"experiment {self.config.experiment!r} has not begun: there are no trials yet")
         return study.load(open_database(self.config.database), self.config.experiment, self.config.search.objectives)
 
     def calibration(self) -> Calibrated | None:

@@ -1,6 +1,6 @@
 """Measurements and their durable table.
 
-The table lies in the same database as Optuna's study. A measurement is named by (architecture, rung, seed) and is
+The table lies in the same database as the study's trials. A measurement is named by (architecture, rung, seed) and is
 written once: adding it again changes nothing. Only the driver writes.
 """
 

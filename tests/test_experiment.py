@@ -335,3 +335,15 @@ def test_a_space_of_ones_own_searches_trains_with_towers_retrains_and_exports(tm
     assert experiment.config.experiment == "Stacks-digits"
     assert all(row.towers == (1,) for row in rows if row.kind == "candidate")
     assert {check.file for check in exported.checks} == {"model.safetensors", "model.pt2", "model.onnx"}
+
+
+def test_the_study_is_optunas_and_there_is_none_before_the_beginning(tmp_path: Path) -> None:
+    small = {"space.widths": [8], "space.stem": [8, 8], "executor.kind": "in-process", "proxy.epochs": 1}
+    keys = {key.replace(".", "__"): value for key, value in small.items()}
+    experiment = nas.Experiment("s", results=str(tmp_path / "results"), ladder__rungs=1, **keys)
+    with pytest.raises(ExperimentError, match="has not begun"):
+        experiment.study()
+    assert not list(tmp_path.iterdir())
+    experiment.search(trials=2)
+    done = [trial.value for trial in experiment.study().trials]
+    assert sorted(done) == sorted(row.loss for row in experiment.leaderboard())
