@@ -62,6 +62,12 @@ class Budget:
         self._count()
         return self._search + self._rest
 
+    @property
+    def searched(self) -> float:
+        """Seconds that the search spent, of them."""
+        self._count()
+        return self._search
+
     def left(self) -> float | None:
         """Seconds left of the whole budget; None where there is none."""
         return None if self.seconds is None else max(0.0, self.seconds - self.spent)

@@ -3,15 +3,18 @@
 Each proposal is measured at the lowest rung, and told to Optuna once, when that is done, with its score there: the
 sampler never sees a score of another rung. A trial that waits for its promotion, or is being trained at a higher rung,
 is complete for Optuna. Who is promoted, and when, the ladder says (`nas.ladder.promotion`, which `nas simulate`
-replays): newcomers are Optuna's proposals, promotions go to the candidates with the best outlook of its ranker.
+replays): newcomers are Optuna's proposals, promotions go to the candidates with the best outlook of its ranker. Where
+time ends the search, full trainings of the ladder wait until just enough of it is left for those that are planned.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +23,7 @@ from nas import complexity
 from nas.config import SearchConfig
 from nas.errors import CandidateError, SearchError
 from nas.executor import Executor
-from nas.ladder import Policy, Promotion, Rung, budget_for
+from nas.ladder import Policy, Promotion, Rung, budget_for, due
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Outcome
@@ -39,6 +42,9 @@ POLICY = Policy(refit=0.03)
 
 ENDLESS = 1e6
 """Trainings at the highest rung, where only time ends the search."""
+
+LEADERS = 4
+"""So many of the best tell what it takes to train one of their kind for longer: they are larger than most."""
 
 FRUITLESS_BEFORE_EXPLORING = 20
 """Proposals in a row that were known, beyond the limits or none at all, after which one is drawn at random."""
@@ -115,6 +121,8 @@ class Search:
         self._counts: Counter[Status] = Counter()  # of candidates
         self._best: float | None = None
         self._seconds = 0.0  # of all that were trained
+        self._leaders: list[tuple[float, int, float]] = []  # a heap of (score, count, seconds)
+        self._promoted = sum(one.rung == keys[-1] for one in told)  # to the highest rung
         for key in self._trials:
             self._count(self._known[key])
         self._fruitless = 0
@@ -134,6 +142,7 @@ class Search:
         while True:
             self._check()
             proposing = self._executor.free > 0 and not self._is_over()
+            self._hold(proposing)
             newcomer_due = self._ladder is None or self._ladder.wants_newcomer
             if self._executor.free > 0 and not (proposing and newcomer_due) and self._promote():
                 continue
@@ -250,6 +259,16 @@ class Search:
         if self._ladder is not None:
             self._ladder.enter(key, self._free(sizes), self._costs)
 
+    def _hold(self, proposing: bool) -> None:
+        """Where time ends the search: full trainings wait as long as there will be time for them."""
+        left = self._budget.left_to_search(self._share)
+        if self._ladder is None or self._total is not None or left is None:
+            return
+        whole, full, share = left + self._budget.searched, self._seconds_in_full(), POLICY.share(list(self._costs))
+        workers = self._executor.slots
+        late = full > 0 and due(left, whole, full, self._mean_seconds(), workers, self._promoted, share)
+        self._ladder.hold(proposing and not late)
+
     def _promote(self) -> bool:
         """Send whoever the ladder chooses to a higher rung, where there is time for it."""
         if self._ladder is None:
@@ -260,15 +279,22 @@ class Search:
         key, height = chosen
         architecture = self._candidates.space.architecture_type.from_json(self._known[key].architecture)
         self._promoting += 1
+        self._promoted += height == len(self._costs) - 1
         self._executor.submit(Job.of(architecture, self._rungs[height], self._seed, self._trials[key]))
         return True
 
     def _most(self) -> float:
         """What a training may cost by the time that is left, in those of the highest rung."""
-        left = self._budget.left_to_search(self._share)
-        if left is None or not self._seconds:
-            return math.inf
-        return float(left / self._seconds * self._counts["done"] * self._costs[0])
+        left, taken = self._budget.left_to_search(self._share), [seconds for *_, seconds in self._leaders]
+        return math.inf if left is None or not taken else float(left / fmean(taken) * self._costs[0])
+
+    def _mean_seconds(self) -> float:
+        """What a newcomer takes."""
+        return self._seconds / max(1, self._counts["done"])
+
+    def _seconds_in_full(self) -> float:
+        """What the slowest of the best would take at the highest rung, by what it took at the lowest; 0: unknown."""
+        return float(max((seconds for *_, seconds in self._leaders), default=0.0) / self._costs[0])
 
     def _judge(self, measurement: Measurement) -> None:
         """Tell the ladder what became of a candidate at a rung of it."""
@@ -325,6 +351,8 @@ class Search:
         objective = self._objectives[0]
         value = candidate.signals[SIGNAL_OF[objective]]
         pick = max if objective in HIGHER_IS_BETTER else min
+        leader = (value if pick is max else -value, self._counts["done"], candidate.cost["seconds"])
+        (heapq.heappush if len(self._leaders) < LEADERS else heapq.heappushpop)(self._leaders, leader)
         self._best = value if self._best is None else pick(self._best, value)
 
     def _progress(self) -> Progress:

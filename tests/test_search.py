@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -715,21 +716,31 @@ def test_nobody_is_promoted_where_few_candidates_are_wanted(bed: Bed) -> None:
     assert [job.rung.name for job in executor.given] == ["proxy"] * 2
 
 
-def test_with_time_alone_both_rungs_get_their_share_of_it(bed: Bed) -> None:
-    """The clock stands still here, and `check` ends the search."""
-    executor = Instant(2, climbing)
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("rungs", [LADDER, (LADDER[0], LADDER[2])])
+def test_with_time_alone_full_training_comes_as_late_as_it_fits(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, rungs: Sequence[Rung], slots: int
+) -> None:
+    """A virtual clock, by which each job takes its seconds, as if its slot had been alone with it."""
+    now, ended = [0.0], dict[str, list[float]]()
+    monkeypatch.setattr("nas.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    def enough() -> None:
-        if len(executor.given) >= 80:
-            raise Killed
+    def passing(job: Job) -> Outcome:
+        outcome = climbing(job)
+        now[0] += outcome.measurement.cost["seconds"] / slots
+        ended.setdefault(job.rung.name, []).append(now[0])
+        return outcome
 
-    with pytest.raises(Killed):
-        bed.drive(executor, trials=None, seconds=1e9, rungs=LADDER, check=enough)
-    spent = Counter[str]()
-    for job in executor.given:
-        spent[job.rung.name] += job.rung.epochs
-    shares = [spent[rung.name] / sum(spent.values()) for rung in LADDER]
-    assert shares == pytest.approx([0.29, 0.29, 0.43], abs=0.08)
+    bed.drive(Instant(slots, passing), trials=None, seconds=1.0, rungs=rungs)
+    lowest, full = ended["proxy"], ended["x9"]
+    spent = {rung.name: rung.epochs * len(ended[rung.name]) for rung in rungs}
+    assert 0.25 < spent["x9"] / sum(spent.values()) < 0.7
+    before = sum(end < full[0] for end in lowest)  # nearly all newcomers, of whom the first could be chosen
+    assert before >= 0.75 * len(lowest)
+    assert 0.85 < now[0] <= 1.0 + 0.09
+    if len(rungs) == 3:
+        assert spent["x3"] == pytest.approx(spent["proxy"], rel=0.3)
+        assert ended["x3"][0] < 0.2
 
 
 @pytest.mark.parametrize("slots", [1, 2])

@@ -81,6 +81,7 @@ class Promotion(Generic[Key]):
         self._told: list[tuple[int, int, float, Floats]] = []
         self._spent = np.zeros(self._rungs)  # running trainings count as spent
         self._closed = False
+        self._held: bool | None = None
         self._pool: Pool | None = None
         self._plan: Floats | None = None
         self._step = np.zeros(self._rungs)  # mean cost of a training
@@ -119,6 +120,10 @@ class Promotion(Generic[Key]):
         """No more candidates will be offered: what is left of the budget may be spent on those that there are."""
         self._closed = True
 
+    def hold(self, held: bool) -> None:
+        """From now on full training waits (True), or comes before all else (False), whatever its share."""
+        self._held = held
+
     @property
     def spent(self) -> float:
         """Full trainings spent, with what is running."""
@@ -131,7 +136,7 @@ class Promotion(Generic[Key]):
         """
         if not self._keys:
             return None
-        for rung in self._by_need():
+        for rung in self._by_need()[: self._rungs - 1 if self._held else None]:
             chosen = self._best(rung) if self._costs[:, rung].mean() <= limit else None
             if chosen is not None:
                 return self._start(chosen, rung)
@@ -194,6 +199,8 @@ class Promotion(Generic[Key]):
         planned = self._planned()
         step = self._step * np.array([0.5] * (self._rungs - 1) + [1.0])
         behind = (self._spent + step) / planned
+        if self._held is not None:
+            behind[-1] = math.inf if self._held else -math.inf
         return [int(rung) for rung in np.argsort(behind, kind="stable")]
 
     def _planned(self) -> Floats:
@@ -270,6 +277,17 @@ class Promotion(Generic[Key]):
             np.array([one[2] for one in self._told], dtype=np.float64),
             np.array([one[3] for one in self._told], dtype=np.float64).reshape(len(self._told), len(self._signals)),
         )
+
+
+def due(left: float, whole: float, full: float, newcomer: float, workers: int, promoted: int, share: float) -> bool:
+    """Whether full training is due where time ends the search: as late as those that are planned still fit.
+
+    Seconds `left` of the `whole`; a `full` training and a `newcomer` take so many on one of the workers; `promoted`
+    full trainings were begun. Planned are rounds of one a worker, as many as fit into their share of the time, and at
+    least one: the later they are chosen, the more candidates they are chosen among.
+    """
+    missing = workers * max(1, math.floor(share * whole / full)) - promoted
+    return missing > 0 and left < math.ceil(missing / workers) * full + 2 * newcomer
 
 
 def budget_for(newcomers: int, costs: Sequence[float], policy: Policy | None = None) -> tuple[int, float]:
