@@ -25,7 +25,7 @@ from nas.ladder import Rung
 from nas.progress import Event, Listener, Progress
 from nas.proxy import Job, Setting, SpaceSpec
 from nas.records import Measurement
-from nas.search import Candidates
+from nas.search import POLICY, Candidates
 from nas.space import Architecture
 
 DRAWN = 30
@@ -135,7 +135,7 @@ class Forecast:
     def plan(self) -> Plan:
         """All of it."""
         wanted = self._config.search
-        trials, search = self._search()
+        trials, promoted, search = self._search()
         calibration = _makespan([self._fully(fmean(self._drawn))] * wanted.calibrate, self._slots)
         if wanted.time is not None:
             calibration = min(calibration, (1 - pipeline.SEARCHED) * wanted.share * wanted.time)
@@ -143,7 +143,7 @@ class Forecast:
         return Plan(
             workers=self._slots,
             candidates=trials,
-            promotions=self._promotions(trials),
+            promotions=promoted,
             calibrated=wanted.calibrate,
             candidates_an_hour=3600 * trials / search,
             epochs=epochs,
@@ -164,36 +164,39 @@ class Forecast:
         probe = self._probes.measured[0]
         return retrain.affordable_flops(left, probe, recipe.seeds, len(self._references), images, self._slots)
 
-    def _search(self) -> tuple[int, float]:
-        """Candidates, and seconds of measuring and promoting them."""
+    def _search(self) -> tuple[int, int, float]:
+        """Candidates, those of them that are promoted to the highest rung, and seconds of it all."""
         wanted = self._config.search
-        trials = pipeline.DEFAULT_TRIALS if wanted.trials is None and wanted.time is None else wanted.trials
-        if wanted.time is not None:
-            seconds = wanted.share * wanted.time * (pipeline.SEARCHED if wanted.calibrate else 1.0)
-            many = 1000
-            each = self._searching(many) / many
-            trials = max(1, min(int(seconds / each), trials or int(seconds / each)))
-        assert trials is not None
-        return trials, self._searching(trials)
+        if wanted.time is None:
+            trials = wanted.trials or pipeline.DEFAULT_TRIALS
+            return trials, *self._of(trials)
+        seconds = wanted.share * wanted.time * (pipeline.SEARCHED if wanted.calibrate else 1.0)
+        if wanted.trials is not None:
+            candidate = self._of(wanted.trials)[1] / wanted.trials
+            trials = max(1, min(wanted.trials, int(seconds / candidate)))
+            return trials, *self._of(trials)
+        each = [self._measured(fmean(self._drawn), rung) for rung in self._rungs]
+        share = POLICY.share([rung.epochs for rung in self._rungs])
+        promoted = self._slots * ladder.last_rounds(seconds, each[-1], share) if len(each) > 1 else 0
+        rest = (self._slots * seconds - promoted * each[-1]) / max(1, len(each) - 1)  # each rung below has as much
+        return max(1, int(rest / each[0])), promoted, seconds
 
-    def _searching(self, trials: int) -> float:
-        """Seconds of so many candidates: the named ones, then random ones, and promotions."""
+    def _of(self, trials: int) -> tuple[int, float]:
+        """Of so many candidates - the named ones, then random ones - how many are promoted, and seconds of it all."""
         flops = [
             *self._warm[:trials],
             *itertools.islice(itertools.cycle(self._drawn), max(0, trials - len(self._warm))),
         ]
-        count, scored = len(self._data.train), len(self._data.validation)
-        newcomers = [self._seconds(one, self._rungs[0], count, scored) for one in flops]
-        higher = [self._seconds(fmean(self._drawn), rung, count, scored) for rung in self._rungs[1:]]
-        promotions = itertools.islice(itertools.cycle(higher), self._promotions(trials))
-        return _makespan([*newcomers, *promotions], self._slots)
+        rungs, promoted, _ = ladder.budget_for(trials, [rung.epochs for rung in self._rungs])
+        seconds = [self._measured(one, self._rungs[0]) for one in flops]
+        for rung in self._rungs[1:rungs]:
+            count = promoted if rung is self._rungs[rungs - 1] else round(trials * self._rungs[0].epochs / rung.epochs)
+            seconds += [self._measured(fmean(self._drawn), rung)] * count
+        return promoted, _makespan(seconds, self._slots)
 
-    def _promotions(self, trials: int) -> int:
-        """Trainings at higher rungs that so many candidates lead to."""
-        rungs, budget = ladder.budget_for(trials, [rung.epochs for rung in self._rungs])
-        if rungs == 1:
-            return 0
-        return round(budget - trials * self._rungs[0].epochs / self._rungs[rungs - 1].epochs * (rungs - 1))
+    def _measured(self, flops: float, rung: Rung) -> float:
+        """Seconds of a candidate at a rung of the ladder."""
+        return self._seconds(flops, rung, len(self._data.train), len(self._data.validation))
 
     def _fully(self, flops: float) -> float:
         """Seconds of a full training for the calibration."""

@@ -46,6 +46,10 @@ ENDLESS = 1e6
 LEADERS = 4
 """So many of the best tell what it takes to train one of their kind for longer: they are larger than most."""
 
+UNSURE = 1.2
+"""A longer training is planned with so many times what the leaders let expect, and may begin while there is time for
+1 / UNSURE of that: it would be a pity to miss it by seconds."""
+
 FRUITLESS_BEFORE_EXPLORING = 20
 """Proposals in a row that were known, beyond the limits or none at all, after which one is drawn at random."""
 
@@ -240,7 +244,7 @@ class Search:
         epochs = [rung.epochs for rung in self._rungs]
         rungs, budget = len(epochs), ENDLESS
         if self._total is not None:
-            rungs, budget = budget_for(self._total, epochs)
+            rungs, _, budget = budget_for(self._total, epochs)
         if rungs == 1:
             return None
         self._costs = np.array(epochs[:rungs]) / epochs[rungs - 1]
@@ -264,8 +268,8 @@ class Search:
         left = self._budget.left_to_search(self._share)
         if self._ladder is None or self._total is not None or left is None:
             return
-        whole, full, share = left + self._budget.searched, self._seconds_in_full(), POLICY.share(list(self._costs))
-        workers = self._executor.slots
+        whole, full, workers = left + self._budget.searched, UNSURE * self._seconds_in_full(), self._executor.slots
+        share = POLICY.share(list(self._costs))
         late = full > 0 and due(left, whole, full, self._mean_seconds(), workers, self._promoted, share)
         self._ladder.hold(proposing and not late)
 
@@ -285,16 +289,16 @@ class Search:
 
     def _most(self) -> float:
         """What a training may cost by the time that is left, in those of the highest rung."""
-        left, taken = self._budget.left_to_search(self._share), [seconds for *_, seconds in self._leaders]
-        return math.inf if left is None or not taken else float(left / fmean(taken) * self._costs[0])
+        left, full = self._budget.left_to_search(self._share), self._seconds_in_full()
+        return math.inf if left is None or not full else UNSURE * left / full
 
     def _mean_seconds(self) -> float:
         """What a newcomer takes."""
         return self._seconds / max(1, self._counts["done"])
 
     def _seconds_in_full(self) -> float:
-        """What the slowest of the best would take at the highest rung, by what it took at the lowest; 0: unknown."""
-        return float(max((seconds for *_, seconds in self._leaders), default=0.0) / self._costs[0])
+        """What the best would take at the highest rung, by what they took at the lowest; 0: unknown."""
+        return float(fmean(seconds for *_, seconds in self._leaders) / self._costs[0]) if self._leaders else 0.0
 
     def _judge(self, measurement: Measurement) -> None:
         """Tell the ladder what became of a candidate at a rung of it."""

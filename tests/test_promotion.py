@@ -193,7 +193,7 @@ def test_a_search_of_so_many_newcomers_promotes_as_many_as_planned_whatever_the_
     """Newcomers that come one by one, as a search proposes them; two in nine go on."""
     generator = np.random.default_rng(0)
     for newcomers in range(1, 31):
-        rungs, budget = budget_for(newcomers, [1, 9])
+        rungs, _, budget = budget_for(newcomers, [1, 9])
         wanted = round(2 * newcomers / 9)
         assert (rungs > 1) == (wanted >= 1)
         if rungs == 1:

@@ -734,9 +734,9 @@ def test_with_time_alone_full_training_comes_as_late_as_it_fits(
     bed.drive(Instant(slots, passing), trials=None, seconds=1.0, rungs=rungs)
     lowest, full = ended["proxy"], ended["x9"]
     spent = {rung.name: rung.epochs * len(ended[rung.name]) for rung in rungs}
-    assert 0.25 < spent["x9"] / sum(spent.values()) < 0.7
+    assert 0.2 < spent["x9"] / sum(spent.values()) < 0.7
     before = sum(end < full[0] for end in lowest)  # nearly all newcomers, of whom the first could be chosen
-    assert before >= 0.75 * len(lowest)
+    assert before >= 0.7 * len(lowest)
     assert 0.85 < now[0] <= 1.0 + 0.09
     if len(rungs) == 3:
         assert spent["x3"] == pytest.approx(spent["proxy"], rel=0.3)

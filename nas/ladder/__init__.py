@@ -1,6 +1,6 @@
 """From signals to who goes on: rungs, the ranker over what is known at them, and asynchronous promotion. Pure."""
 
-from nas.ladder.promotion import Policy, Promotion, budget_for, due
+from nas.ladder.promotion import Policy, Promotion, budget_for, due, last_rounds
 from nas.ladder.ranker import Observations, Pool, Ranker
 from nas.ladder.rungs import Rung, decided, proxy_rung, retrain_epochs, retrain_rung, rungs
 
@@ -14,6 +14,7 @@ __all__ = [
     "budget_for",
     "decided",
     "due",
+    "last_rounds",
     "proxy_rung",
     "retrain_epochs",
     "retrain_rung",

@@ -279,27 +279,31 @@ class Promotion(Generic[Key]):
         )
 
 
+def last_rounds(seconds: float, full: float, share: float) -> int:
+    """Rounds of full trainings, one a worker, that a search of so many seconds ends with: what fits their share."""
+    return math.floor(share * seconds / full)
+
+
 def due(left: float, whole: float, full: float, newcomer: float, workers: int, promoted: int, share: float) -> bool:
-    """Whether full training is due where time ends the search: as late as those that are planned still fit.
+    """Whether full training is due where time ends the search: as late as the planned rounds still fit.
 
     Seconds `left` of the `whole`; a `full` training and a `newcomer` take so many on one of the workers; `promoted`
-    full trainings were begun. Planned are rounds of one a worker, as many as fit into their share of the time, and at
-    least one: the later they are chosen, the more candidates they are chosen among.
+    full trainings were begun. The later they are chosen, the more candidates they are chosen among.
     """
-    missing = workers * max(1, math.floor(share * whole / full)) - promoted
+    missing = workers * last_rounds(whole, full, share) - promoted
     return missing > 0 and left < math.ceil(missing / workers) * full + 2 * newcomer
 
 
-def budget_for(newcomers: int, costs: Sequence[float], policy: Policy | None = None) -> tuple[int, float]:
-    """(rungs, budget) of a ladder that so many newcomers enter: what the policy adds for those that it promotes.
+def budget_for(newcomers: int, costs: Sequence[float], policy: Policy | None = None) -> tuple[int, int, float]:
+    """(rungs, promoted, budget) of a ladder that so many newcomers enter: full trainings are what the policy adds.
 
     `costs` ascend, in any unit; the budget is in trainings at the highest rung that is left. A rung is left out for
     which not even one training would be due. One rung: nobody is promoted.
     """
-    for rungs in range(len(costs), 1, -1):
-        full = (policy or Policy()).share(costs[:rungs])
-        below = newcomers * costs[0] / costs[rungs - 1] * (rungs - 1)
+    for count in range(len(costs), 1, -1):
+        full = (policy or Policy()).share(costs[:count])
+        below = newcomers * costs[0] / costs[count - 1] * (count - 1)
         promoted = round(below * full / (1 - full))
         if promoted >= 1:
-            return rungs, below + promoted
-    return 1, float(newcomers)
+            return count, promoted, below + promoted
+    return 1, 0, float(newcomers)
