@@ -14,14 +14,13 @@ import numpy as np
 
 from nas.calibration import proxy_tau
 from nas.config.sections import FEWEST_TO_CALIBRATE
-from nas.ladder.ranker import Observations, Pool, Ranker
+from nas.ladder.ranker import FREE, Observations, Pool, Ranker
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.records import Entry, Measurement
 
 NOISE = 0.05
 """Variance between seeds of one network, as a share of that between networks."""
 
-FREE = ("params", "flops")
 SIGNALS = ("val_loss", "val_accuracy", "tse_ema", "tower_loss")
 
 
@@ -62,7 +61,7 @@ class Calibrated:
 
 
 def calibrated(
-    entries: Sequence[Entry], rungs: Sequence[str], full: str, objective: str, images: Sequence[int]
+    entries: Sequence[Entry], rungs: Sequence[str], full: str, objective: str, images: Sequence[float]
 ) -> Calibrated | None:
     """From all measurements; `rungs` are the ladder's, lowest first, `full` the key of full training.
 
@@ -88,7 +87,7 @@ def _predictions(
     ladder: Sequence[str],
     truths: Mapping[str, float],
     objective: str,
-    images: Sequence[int],
+    images: Sequence[float],
 ) -> dict[str, tuple[float, float, float]]:
     """The ranker's predictions, brought to accuracies by those that were trained fully, each left out in turn."""
     number = {m.key: place for place, m in enumerate(candidates)}

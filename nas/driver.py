@@ -24,7 +24,7 @@ from nas.executor import Executor
 from nas.ladder import Rung
 from nas.lease import Lease
 from nas.progress import Budget, Event, Listener, Progress
-from nas.proxy import Job, Setting, SpaceSpec
+from nas.proxy import Job, Setting, SpaceSpec, stand_in, stand_ins_share
 from nas.records import Measurement, Records, existing_records, open_database
 from nas.search import Candidates
 from nas.space import SearchSpace
@@ -46,7 +46,7 @@ MEANING = (
 )
 """Keys that say what a score means and what a candidate is: an experiment that has begun refuses a change to them."""
 
-FREE = ("data.dir",)
+HARMLESS = ("data.dir",)
 """Keys below those that say only where things are."""
 
 TRIED = 20
@@ -140,7 +140,7 @@ def driving(
     loading = _in_background(lambda: load(config.data, progress=sys.stderr.isatty()))  # Ray takes seconds to start
     if wait([loading], timeout=0.2).done:
         loading.result()  # a wrong name shows at once
-    with executor.start(_executor(config) if workers else ExecutorConfig(kind="in-process")) as pool:
+    with executor.start(executor_of(config) if workers else ExecutorConfig(kind="in-process")) as pool:
         data = loading.result()
         if config.search.calibrate:
             data = data.holding_truth()
@@ -152,7 +152,9 @@ def driving(
         if usable is not None:
             usable(space, data)
         full = full or ladder.retrain_epochs(suited.retrain, len(data.train))
-        rungs = ladder.rungs(suited, len(data.train), full)
+        lowest = ladder.proxy_rung(suited, len(data.train))
+        share = stand_ins_share(space, lowest, data.input_shape, len(data.classes), config.seed)
+        rungs = ladder.rungs(suited, len(data.train), full, share)
         _make_folder(config)
         engine = open_database(config.database)
         with Lease(engine, config.experiment) as lease:
@@ -173,7 +175,7 @@ def driving(
                 budget.save()
 
 
-def _executor(config: Config) -> ExecutorConfig:
+def executor_of(config: Config) -> ExecutorConfig:
     """Where to train. A plan for time counts on trainings as fast as the proxies', which one process makes."""
     given = config.executor
     if config.search.time is None or given.retrain_workers is not None:
@@ -219,15 +221,20 @@ def check_usable(config: Config, space: SearchSpace, data: Data) -> None:
     for name in config.search.warm_start or ():
         if name not in named:
             raise ConfigError(f"search.warm_start names {name!r}, but the space has: {', '.join(named) or 'none'}")
+    rung = ladder.proxy_rung(config, len(data.train))
+    if rung.shrink > min(data.input_shape[1:]):
+        size = "x".join(map(str, data.input_shape[1:]))
+        raise ConfigError(f"proxy.shrink = {rung.shrink} leaves nothing of images of {size} pixels")
     problem: InputError | None = None
     for attempt in range(1, TRIED + 1):
         try:
-            network = space.build(space.random(config.seed + attempt), data.input_shape, len(data.classes))
-            if (logits := complexity.logits_shape(network, data.input_shape)) is not None:
-                task.check(data.task, config.space.name, logits, data.input_shape, len(data.classes))
-            auxiliary.supervise(
-                network, config.towers, data.input_shape, len(data.classes), 0, data.coarse, data.classes
-            )
+            architecture = space.random(config.seed + attempt)
+            itself, small = (architecture, data.input_shape), stand_in(space, architecture, rung, data.input_shape)
+            for one, shape in dict.fromkeys([itself, small]):
+                network = space.build(one, shape, len(data.classes))
+                if (logits := complexity.logits_shape(network, shape)) is not None:
+                    task.check(data.task, config.space.name, logits, shape, len(data.classes))
+                auxiliary.supervise(network, config.towers, shape, len(data.classes), 0, data.coarse, data.classes)
             return
         except InputError as error:
             problem = error
@@ -240,6 +247,18 @@ def check_usable(config: Config, space: SearchSpace, data: Data) -> None:
 
 def meaning(config: Config, space: SearchSpace, data: Data, source: str | None) -> dict[str, Any]:
     """Everything that a score depends on, by dotted key."""
+    flat = _keys(config)
+    flat |= {f"space.{key}": value for key, value in space.settings.model_dump(mode="json").items()}
+    flat["the images"] = data.fingerprint.partition("/")[0]
+    flat["search.calibrate, which halves the validation images"] = bool(config.search.calibrate)
+    flat["the table of trials"] = 1  # experiments of before have theirs elsewhere
+    if source is not None:
+        flat["the file of the space"] = hashlib.sha256(source.encode()).hexdigest()[:12]
+    return {key: value for key, value in flat.items() if key not in HARMLESS}
+
+
+def _keys(config: Config) -> dict[str, Any]:
+    """What the config says of `MEANING`, by dotted key."""
     table = config.model_dump(mode="json")
     flat: dict[str, Any] = {}
     for key in MEANING:
@@ -247,13 +266,7 @@ def meaning(config: Config, space: SearchSpace, data: Data, source: str | None) 
         for part in key.split("."):
             value = value[part]
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    flat |= {f"space.{key}": value for key, value in space.settings.model_dump(mode="json").items()}
-    flat["the images"] = data.fingerprint.partition("/")[0]
-    flat["search.calibrate, which halves the validation images"] = bool(config.search.calibrate)
-    flat["the table of trials"] = 1  # experiments of before have theirs elsewhere
-    if source is not None:
-        flat["the file of the space"] = hashlib.sha256(source.encode()).hexdigest()[:12]
-    return {key: value for key, value in flat.items() if key not in FREE}
+    return flat
 
 
 def refuse_changes(config: Config, now: dict[str, Any]) -> None:
@@ -262,6 +275,7 @@ def refuse_changes(config: Config, now: dict[str, Any]) -> None:
     began = records.fact("meaning") if records is not None else None
     if began is None:
         return
+    began = _keys(Config()) | began  # what was not to be chosen then was as it is by default now
     changed = [key for key in now | began if now.get(key) != began.get(key)]
     if "the images" not in changed:  # the same ones by another path, such as photos for photos/
         changed = [key for key in changed if key != "data.name"]

@@ -235,7 +235,8 @@ class Experiment:
         """The trials as an Optuna study in memory, for plots. Raises ExperimentError before the experiment began."""
         from nas import study
 
-        if self._records() is None:
+        records = self._records()
+        if records is None or records.fact("meaning") is None:
             raise ExperimentError(f"experiment {self.config.experiment!r} has not begun: there are no trials yet")
         return study.load(open_database(self.config.database), self.config.experiment, self.config.search.objectives)
 

@@ -124,13 +124,6 @@ def board(
     return _ranked(_with_front(rows, objectives, {key: e.measurement for key, e in lowest.items()}), objective, heights)
 
 
-def best(
-    entries: Iterable[Entry], rungs: Sequence[str], objective: str, predictions: Predictions | None = None
-) -> Measurement | None:
-    """The measured candidate (never a mere reference) that stands first on the board."""
-    return next(iter(in_order(entries, rungs, objective, predictions)), None)
-
-
 def in_order(
     entries: Iterable[Entry], rungs: Sequence[str], objective: str, predictions: Predictions | None = None
 ) -> list[Measurement]:

@@ -86,7 +86,7 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
     driver.say(f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {rung.epochs} epochs")
     driver.measure({Job.of(one, rung, config.seed): "fully" for one in chosen}, "calibrate")
     rungs, count = [one.key for one in driver.rungs], len(driver.data.train)
-    images = [one.epochs * min(one.recipe.images or count, count) for one in (*driver.rungs, rung)]
+    images = [one.effort * min(one.recipe.images or count, count) for one in (*driver.rungs, rung)]
     found = calibrated(records.all(), rungs, rung.key, config.search.objectives[0], images)
     if found is None:
         driver.say("Too few candidates could be trained fully to say anything of the ranking")
@@ -121,10 +121,10 @@ def retrain(
     driver.say(f"Retraining: {len(jobs)} trainings of {rung.epochs} epochs{f' from {init.name}' if init else ''}")
     driver.give_everything(*([] if init is None else [init]))
     measured = driver.measure(jobs, "retrain")
-    _remember_retrained(driver, rung, [one.key for one in chosen], init)
     own = [m for m in measured if m.key == chosen[0].key]
     if not any(m.status == "done" for m in own):
         raise SearchError(f"the winner could not be retrained: {own[0].cause}")
+    _remember_retrained(driver, rung, [one.key for one in chosen], init)
     return own
 
 

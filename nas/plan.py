@@ -18,14 +18,14 @@ import numpy as np
 from nas import ladder, pipeline, retrain
 from nas.config import Config, SearchConfig
 from nas.data import Data, load
-from nas.driver import check_usable
+from nas.driver import check_usable, executor_of
 from nas.errors import JobError
 from nas.executor import Executor, start
 from nas.ladder import Rung
 from nas.progress import Event, Listener, Progress
-from nas.proxy import Job, Setting, SpaceSpec
+from nas.proxy import Job, Setting, SpaceSpec, stand_ins_share
 from nas.records import Measurement
-from nas.search import POLICY, Candidates
+from nas.search import POLICY, UNSURE, Candidates
 from nas.space import Architecture
 
 DRAWN = 30
@@ -40,15 +40,17 @@ PROBES = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """What is expected: counts, seconds of each part, bytes that a worker holds.
+    """What is expected: counts, seconds of each part, bytes that a worker holds at the lowest rung.
 
-    `candidates_an_hour` counts newcomers, with the time that promotions take; `epochs` are retraining's.
+    `candidates_an_hour` counts newcomers, with the time that promotions take; `retrained` counts the trainings of the
+    winner and the references, `epochs` are theirs.
     """
 
     workers: int
     candidates: int
     promotions: int
     calibrated: int
+    retrained: int
     candidates_an_hour: float
     epochs: int
     start_seconds: float
@@ -71,7 +73,7 @@ class Speed:
     scoring: tuple[float, float]
     overhead: float
 
-    def seconds(self, flops: float, trained: int, scored: int) -> float:
+    def seconds(self, flops: float, trained: float, scored: float) -> float:
         """Of one candidate of so many FLOPs."""
         each = [slope * flops + level for slope, level in (self.training, self.scoring)]
         return self.overhead + each[0] * trained + each[1] * scored
@@ -82,7 +84,7 @@ def plan(config: Config, listen: Listener = lambda event: None) -> Plan:
     spec = SpaceSpec.of(config.space.name, config.space.settings)
     space = spec.load()
     begin = time.perf_counter()
-    with start(config.executor) as executor:
+    with start(executor_of(config)) as executor:
         data = load(config.data)
         if config.search.calibrate:
             data = data.holding_truth()
@@ -94,7 +96,8 @@ def plan(config: Config, listen: Listener = lambda event: None) -> Plan:
         probes = _probe(
             executor, list(drawn), ladder.proxy_rung(suited, len(data.train)), len(data.train), listen, begin
         )
-        return Forecast(suited, data, candidates, list(drawn.values()), probes, executor.slots).plan()
+        slots = executor.slots, executor.retrainings
+        return Forecast(suited, data, candidates, list(drawn.values()), probes, *slots).plan()
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,8 @@ class Probes:
     overheads: Sequence[float]
     started: float
 
-    def speed(self, scored: int) -> Speed:
-        """What they say of others; `scored` validation images were scored in each."""
+    def speed(self, scored: float) -> Speed:
+        """What they say of others; `scored` validation images (of full size and width) were scored in each."""
         flops = [one.signals["flops"] for one in self.measured]
         trained = [one.cost["seconds"] / one.cost["images"] for one in self.measured]
         read = [one.cost["scoring_seconds"] / scored for one in self.measured]
@@ -114,14 +117,28 @@ class Probes:
 
 
 class Forecast:
-    """From the speed of probes to the cost of all that `nas run` does. `drawn`: FLOPs of random candidates."""
+    """From the speed of probes to the cost of all that `nas run` does.
+
+    `drawn`: FLOPs of random candidates. `retrainings` run at once; each is as fast as one process trains.
+    """
 
     def __init__(
-        self, config: Config, data: Data, candidates: Candidates, drawn: Sequence[float], probes: Probes, slots: int
+        self,
+        config: Config,
+        data: Data,
+        candidates: Candidates,
+        drawn: Sequence[float],
+        probes: Probes,
+        slots: int,
+        retrainings: int,
     ) -> None:
         self._config, self._data, self._candidates, self._slots = config, data, candidates, slots
-        self._speed, self._probes = probes.speed(len(data.validation)), probes
-        self._rungs = ladder.rungs(config, len(data.train), ladder.retrain_epochs(config.retrain, len(data.train)))
+        self._retrainings = retrainings
+        lowest = ladder.proxy_rung(config, len(data.train))
+        shape, classes = candidates.input_shape, candidates.classes
+        share = stand_ins_share(candidates.space, lowest, shape, classes, config.seed)
+        self._rungs = ladder.rungs(config, len(data.train), share=share)
+        self._speed, self._probes = probes.speed(len(data.validation) * self._rungs[0].share), probes
         self._everything = len(data.train_and_validation())
         self._final = ladder.retrain_rung(config, self._everything)
         named = _flops_of(candidates, candidates.space.named())
@@ -145,6 +162,7 @@ class Forecast:
             candidates=trials,
             promotions=promoted,
             calibrated=wanted.calibrate,
+            retrained=self._config.retrain.seeds + len(self._references),
             candidates_an_hour=3600 * trials / search,
             epochs=epochs,
             start_seconds=self._probes.started,
@@ -162,7 +180,8 @@ class Forecast:
         images = self._final.epochs * min(self._everything, recipe.images or self._everything)
         left = (1 - wanted.share) * wanted.time
         probe = self._probes.measured[0]
-        return retrain.affordable_flops(left, probe, recipe.seeds, len(self._references), images, self._slots)
+        many = recipe.seeds, len(self._references), images, self._retrainings
+        return retrain.affordable_flops(left, probe, *many)
 
     def _search(self) -> tuple[int, int, float]:
         """Candidates, those of them that are promoted to the highest rung, and seconds of it all."""
@@ -176,8 +195,8 @@ class Forecast:
             trials = max(1, min(wanted.trials, int(seconds / candidate)))
             return trials, *self._of(trials)
         each = [self._measured(fmean(self._drawn), rung) for rung in self._rungs]
-        share = POLICY.share([rung.epochs for rung in self._rungs])
-        promoted = self._slots * ladder.last_rounds(seconds, each[-1], share) if len(each) > 1 else 0
+        share = POLICY.share([rung.effort for rung in self._rungs])
+        promoted = self._slots * ladder.last_rounds(seconds, UNSURE * each[-1], share) if len(each) > 1 else 0
         rest = (self._slots * seconds - promoted * each[-1]) / max(1, len(each) - 1)  # each rung below has as much
         return max(1, int(rest / each[0])), promoted, seconds
 
@@ -187,10 +206,10 @@ class Forecast:
             *self._warm[:trials],
             *itertools.islice(itertools.cycle(self._drawn), max(0, trials - len(self._warm))),
         ]
-        rungs, promoted, _ = ladder.budget_for(trials, [rung.epochs for rung in self._rungs])
+        rungs, promoted, _ = ladder.budget_for(trials, [rung.effort for rung in self._rungs])
         seconds = [self._measured(one, self._rungs[0]) for one in flops]
         for rung in self._rungs[1:rungs]:
-            count = promoted if rung is self._rungs[rungs - 1] else round(trials * self._rungs[0].epochs / rung.epochs)
+            count = promoted if rung is self._rungs[rungs - 1] else round(trials * self._rungs[0].effort / rung.effort)
             seconds += [self._measured(fmean(self._drawn), rung)] * count
         return promoted, _makespan(seconds, self._slots)
 
@@ -211,7 +230,8 @@ class Forecast:
         winner = fmean(sorted(self._drawn)[len(self._drawn) // 2 :])
         flops = [winner] * self._config.retrain.seeds + self._references
         scored = 0 if test is None else len(test)
-        seconds = _makespan([self._seconds(one, self._final, self._everything, scored) for one in flops], self._slots)
+        each = [self._seconds(one, self._final, self._everything, scored) for one in flops]
+        seconds = _makespan(each, self._retrainings)
         if wanted.time is None:
             return self._final.epochs, seconds
         left = retrain.SAFETY * max(0.0, wanted.time - self._probes.started - before)
@@ -219,15 +239,19 @@ class Forecast:
         return epochs, seconds * epochs / self._final.epochs
 
     def _seconds(self, flops: float, rung: Rung, images: int, scored: int) -> float:
-        return self._speed.seconds(flops, rung.epochs * min(images, rung.recipe.images or images), scored)
+        trained = rung.effort * min(images, rung.recipe.images or images)
+        return self._speed.seconds(flops, trained, scored * rung.share)
 
 
 def _drawn(candidates: Candidates, seed: int) -> dict[Architecture, float]:
     """Random architectures within the limits, with their FLOPs."""
     found: dict[Architecture, float] = {}
     for number in range(10 * DRAWN):
-        architecture = candidates.space.random(1_000 * seed + number)
-        sizes = candidates.sizes(architecture)
+        try:
+            architecture = candidates.space.random(1_000 * seed + number)
+            sizes = candidates.sizes(architecture)
+        except Exception:  # a third-party space may raise anything, and its other points may be sound
+            continue
         if all(over <= 0 for over in candidates.beyond(sizes)[0].values()):
             found[architecture] = sizes["flops"]
         if len(found) in (DRAWN, candidates.space.size()):

@@ -21,13 +21,16 @@ from nas import auxiliary, complexity, training, weights
 from nas import signals as reading
 from nas.averaging import RECOMPUTED
 from nas.config import SearchConfig
-from nas.data import Data, Images
+from nas.data import Data, Images, shrunk
 from nas.errors import CandidateError, NasError
 from nas.ladder import Rung
 from nas.parallel import ALONE, Shard
 from nas.records import Measurement, Status
-from nas.space import Architecture, SearchSpace
+from nas.space import Architecture, SearchSpace, Shape
 from nas.task import TASKS
+
+DRAWN = 8
+"""Random architectures that say what stand-ins cost."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,34 @@ class Outcome:
     out_of_memory: bool = False
 
 
+def stand_in(space: SearchSpace, architecture: Architecture, rung: Rung, shape: Shape) -> tuple[Architecture, Shape]:
+    """What is trained at a rung in the architecture's place, and the shape of its input; the two themselves at most.
+
+    Raises SpaceError where the space makes no thinner networks.
+    """
+    channels, height, width = shape
+    thin = architecture if rung.width == 1 else space.thinner(architecture, rung.width)
+    return thin, (channels, height // rung.shrink, width // rung.shrink)
+
+
+def stand_ins_share(space: SearchSpace, rung: Rung, shape: Shape, classes: int, seed: int) -> float:
+    """FLOPs of what is trained at a rung, as a share of the candidate's own: the mean over some random ones."""
+    shares: list[float] = []
+    for number in range(10 * DRAWN if rung.stands_in else 0):
+        try:
+            architecture = space.random(1_000 * seed + number)
+            thin, small = stand_in(space, architecture, rung, shape)
+            trained, own = (
+                complexity.complexity(space, *one, classes).flops for one in ((thin, small), (architecture, shape))
+            )
+        except Exception:  # a third-party space may raise anything, and its other points may be sound
+            continue
+        shares.append(trained / own)
+        if len(shares) == DRAWN:
+            break
+    return sum(shares) / len(shares) if shares else 1.0
+
+
 def tune_process(threads: int) -> Callable[[], None]:
     """Threads, denormals and determinism of this process, as measurements need them; returns what puts them back."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
@@ -163,13 +194,15 @@ class Bench:
         data, rung = self.setting.data, job.rung
         classes = len(data.classes)
         architecture = self.space.architecture_type.from_json(job.architecture)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(training.stream(job.seed, "init"))
-            network = self.space.build(architecture, data.input_shape, classes)
-        bare = complexity.count(network, data.input_shape, memory=self.setting.limits.max_memory is not None)
-        signals = {"params": float(bare.params), "flops": float(bare.flops)}
-        if bare.memory is not None:
-            signals["activation_bytes"] = float(bare.memory)
+        trained, shape = stand_in(self.space, architecture, rung, data.input_shape)
+        network = self._built(trained, shape, job.seed)
+        limited = self.setting.limits.max_memory is not None
+        bare = own = complexity.count(network, shape, limited)
+        if rung.stands_in:
+            own = complexity.complexity(self.space, architecture, data.input_shape, classes, limited)
+        signals = {"params": float(own.params), "flops": float(own.flops)}
+        if own.memory is not None:
+            signals["activation_bytes"] = float(own.memory)
         if rung.init is not None:
             init = next((one for one in self.setting.inits if one.digest == rung.init), None)
             assert init is not None, "a rung that starts from weights comes with them"
@@ -181,7 +214,8 @@ class Bench:
             return self._free(job, network, signals)
         limits = self.setting.limits
         if not rung.final and (limits.max_latency is not None or "latency" in limits.objectives):
-            signals["latency_ms"] = complexity.latency(network, data.input_shape)
+            itself = self._built(architecture, data.input_shape, job.seed) if rung.stands_in else network
+            signals["latency_ms"] = complexity.latency(itself.to(self.device), data.input_shape)
         over = complexity.cause(complexity.violations(limits, signals), signals)
         if over and job.trial is not None:  # limits are for candidates, not for references
             return job.failed(over, "infeasible", signals)
@@ -189,7 +223,7 @@ class Bench:
         model = auxiliary.supervise(
             network,
             rung.towers,
-            data.input_shape,
+            shape,
             classes,
             training.stream(job.seed, "towers"),
             data.coarse,
@@ -197,13 +231,13 @@ class Bench:
         )
         signals["tower_share"] = model.share
         task = TASKS[data.task]
-        train, scored = self._images(rung.final), self._scored(rung.final)
+        train, scored = self._images(rung), self._scored(rung)
         batch = rung.recipe.batch_size
 
         def read() -> Mapping[str, float]:
             return training.evaluate(model, task, scored, batch, towers=False)
 
-        extra = self._extra_steps(rung, network, signals, len(train), len(scored))
+        extra = self._extra_steps(rung, network, shape, signals["tower_share"], len(train), len(scored))
         fit = training.fit(model, task, train, rung.recipe, job.seed, extra, read, shard)
         if shard.rank:
             return Outcome(job, job.measurement("done", signals, {}, model.cells), None)
@@ -228,7 +262,7 @@ class Bench:
         read_images = len(fit.readings) * (len(scored) + min(RECOMPUTED, len(train)))
         cost = {
             "seconds": fit.seconds,
-            "images": float(fit.images),
+            "images": fit.images * bare.flops / own.flops,
             "scoring_seconds": seconds,
             "memory": float(_held(self.device)),
             "multiply_adds": reading.multiply_adds(bare.flops, model.share, fit.images, len(scored), read_images),
@@ -243,47 +277,52 @@ class Bench:
     def _free(self, job: Job, network: nn.Module, signals: dict[str, float]) -> Outcome:
         """The outcome at a free rung: nothing is trained."""
         start = time.perf_counter()
-        train = self._images(False)
+        train = self._images(job.rung)
         images = train.normalised(train.pixels[: reading.NASWOT_IMAGES])
         signals |= reading.zero_cost(network, images, training.stream(job.seed, "zero-cost"))
         adds = reading.multiply_adds(signals["flops"], 0, 0, 0, zero_cost=True)
         cost = {"seconds": time.perf_counter() - start, "images": 0.0, "scoring_seconds": 0.0, "multiply_adds": adds}
         return Outcome(job, job.measurement("done", signals, cost, ()), None)
 
-    def _extra_steps(
-        self, rung: Rung, network: nn.Module, signals: Mapping[str, float], train: int, scored: int
-    ) -> int:
+    def _extra_steps(self, rung: Rung, network: nn.Module, shape: Shape, share: float, train: int, scored: int) -> int:
         """Steps beyond the epochs that cost as much as other towers would, in training and in scoring."""
         if rung.as_costly_as is None:
             return 0
         data = self.setting.data
-        other = auxiliary.supervise(
-            network, rung.as_costly_as, data.input_shape, len(data.classes), 0, data.coarse, data.classes
-        )
+        other = auxiliary.supervise(network, rung.as_costly_as, shape, len(data.classes), 0, data.coarse, data.classes)
         steps, batch = training.steps_of(rung.recipe, train)
-        images = (other.share - signals["tower_share"]) * (rung.epochs * steps * batch + scored / 3)
+        images = (other.share - share) * (rung.epochs * steps * batch + scored / 3)
         return max(0, round(images / batch))
+
+    def _built(self, architecture: Architecture, shape: Shape, seed: int) -> nn.Module:
+        """A fresh network, its weights from the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(training.stream(seed, "init"))
+            return self.space.build(architecture, shape, len(self.setting.data.classes))
 
     def _truth(self) -> training.Resident:
         data = self.setting.data
         assert data.truth is not None, "a rung of truth needs the truth's images"
         return self._on_device("truth", data.truth)
 
-    def _images(self, final: bool) -> training.Resident:
+    def _images(self, rung: Rung) -> training.Resident:
         data = self.setting.data
-        return self._on_device("all" if final else "train", data.train_and_validation() if final else data.train)
+        if rung.final:
+            return self._on_device("all", data.train_and_validation())
+        return self._on_device("train", data.train, rung.shrink)
 
-    def _scored(self, final: bool) -> training.Resident:
+    def _scored(self, rung: Rung) -> training.Resident:
         data = self.setting.data
-        if not final:
-            return self._on_device("validation", data.validation)
+        if not rung.final:
+            return self._on_device("validation", data.validation, rung.shrink)
         assert data.test is not None, "a proxy's data hold no test split, and only retraining asks for it"
         return self._on_device("test", data.test)
 
-    def _on_device(self, name: str, images: Images) -> training.Resident:
+    def _on_device(self, name: str, images: Images, shrink: int = 1) -> training.Resident:
+        name = f"{name}/{shrink}"
         if name not in self._resident:
             data = self.setting.data
-            self._resident[name] = training.Resident(images, data.mean, data.std, self.device)
+            self._resident[name] = training.Resident(shrunk(images, shrink), data.mean, data.std, self.device)
         return self._resident[name]
 
 

@@ -63,7 +63,7 @@ def smaller(
     return ever_narrower[bisect.bisect_left(ever_narrower, -allowed, key=lambda one: -flops(one))]
 
 
-def narrowed(
+def weights_left(
     space: SearchSpace,
     architecture: Architecture,
     network: nn.Module,

@@ -33,7 +33,7 @@ class Pruned:
 
 
 @dataclass(frozen=True)
-class _Narrowed:
+class _Start:
     """The smaller architecture, its FLOPs, and what is left of each original's weights."""
 
     originals: Sequence[Measurement]
@@ -45,13 +45,13 @@ class _Narrowed:
 def check(config: Config, space: SearchSpace, data: Data, share: float) -> None:
     """Raises an InputError, before anything is written, where the winner cannot be pruned by so much."""
     prune.check_share(share)
-    _narrowed(config, space, data, existing_records(config.database, config.experiment), share)
+    _start(config, space, data, existing_records(config.database, config.experiment), share)
 
 
 def fine_tuned(driver: Driver, share: float) -> Pruned:
     """Prune the retrained winner of each seed, fine-tune it, and train its rivals; what is measured already stays."""
     config, records = driver.config, driver.records
-    small = _narrowed(config, driver.space, driver.data, records, share)
+    small = _start(config, driver.space, driver.data, records, share)
     full = retrained.rung(driver)
     rungs = [prune.fine_tuning(full, config.prune, init.digest) for init in small.inits]
     seeds = [one.seed for one in small.originals]
@@ -111,7 +111,7 @@ def _compared(driver: Driver, pruned: Pruned, facts: Facts) -> tuple[Compared, .
     )
 
 
-def _narrowed(config: Config, space: SearchSpace, data: Data, records: Records | None, share: float) -> _Narrowed:
+def _start(config: Config, space: SearchSpace, data: Data, records: Records | None, share: float) -> _Start:
     found = retrained.trained(config, records)
     originals = next(iter(found.values()))
     whole = space.architecture_type.from_json(originals[0].architecture)
@@ -119,8 +119,8 @@ def _narrowed(config: Config, space: SearchSpace, data: Data, records: Records |
     shape, classes = data.input_shape, len(data.classes)
     small = prune.smaller(space, whole, networks[0], share, config.prune.step, shape, classes)
     flops = complexity.complexity(space, small, shape, classes).flops
-    inits = [prune.narrowed(space, whole, network, small, shape, classes) for network in networks]
-    return _Narrowed(originals, small, flops, inits)
+    inits = [prune.weights_left(space, whole, network, small, shape, classes) for network in networks]
+    return _Start(originals, small, flops, inits)
 
 
 def _equal_cost(driver: Driver, flops: int) -> Architecture | None:

@@ -24,9 +24,9 @@ Status = Literal["done", "failed", "infeasible"]
 class Measurement:
     """The signals and the cost of (architecture, rung, seed).
 
-    `signals` are numbers read from the network (loss, accuracy, params, flops, ...), `cost` what they took
-    (seconds of training, images seen). `cause` says in one line why a measurement failed or was infeasible.
-    `towers` are the cells that carried one.
+    `signals` are numbers read from the network (loss, accuracy, params, flops, ...), `cost` what they took (seconds of
+    training, images seen, counted as images of full size and width). `cause` says in one line why a measurement failed
+    or was infeasible. `towers` are the cells that carried one.
     """
 
     architecture: str

@@ -4,7 +4,8 @@ Each proposal is measured at the lowest rung, and told to Optuna once, when that
 sampler never sees a score of another rung. A trial that waits for its promotion, or is being trained at a higher rung,
 is complete for Optuna. Who is promoted, and when, the ladder says (`nas.ladder.promotion`, which `nas simulate`
 replays): newcomers are Optuna's proposals, promotions go to the candidates with the best outlook of its ranker. Where
-time ends the search, full trainings of the ladder wait until just enough of it is left for those that are planned.
+time ends the search, trainings at the highest rung wait until just enough of it is left for those that are planned
+(`scripts/simulate_deadline` replays that).
 """
 
 from __future__ import annotations
@@ -23,16 +24,13 @@ from nas import complexity
 from nas.config import SearchConfig
 from nas.errors import CandidateError, SearchError
 from nas.executor import Executor
-from nas.ladder import Policy, Promotion, Rung, budget_for, due
+from nas.ladder import FREE, Policy, Promotion, Rung, budget_for, due
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Outcome
 from nas.records import Measurement, Records, Status
 from nas.space import SearchSpace, Shape
 from nas.study import Asked, Study
-
-FREE = ("params", "flops")
-"""What the ladder knows of a candidate before training."""
 
 SIGNALS = ("val_accuracy", "tse_ema", "train_accuracy", "tower_loss")
 """What the ladder reads at a rung beside the objective."""
@@ -201,6 +199,8 @@ class Search:
             self._waiting[key].append(asked.number)
             return
         sizes, excess, over = self._judged(asked)
+        if not over and key in self._known:  # measured as a reference, whatever its latency
+            excess, over = self._candidates.beyond(self._known[key].signals)
         if over:
             self._fruitless += 1
             self._infeasible.add(key)
@@ -208,7 +208,7 @@ class Search:
             self._study.tell_infeasible(asked.number, over)
             return
         self._enter(key, sizes)
-        if key in self._known:  # measured as a reference
+        if key in self._known:
             self._settle(asked.number, self._known[key])
             return
         self._waiting[key] = [asked.number]
@@ -241,13 +241,13 @@ class Search:
 
         None where too few candidates are wanted for anybody to be promoted.
         """
-        epochs = [rung.epochs for rung in self._rungs]
-        rungs, budget = len(epochs), ENDLESS
+        efforts = [rung.effort for rung in self._rungs]
+        rungs, budget = len(efforts), ENDLESS
         if self._total is not None:
-            rungs, _, budget = budget_for(self._total, epochs)
+            rungs, _, budget = budget_for(self._total, efforts)
         if rungs == 1:
             return None
-        self._costs = np.array(epochs[:rungs]) / epochs[rungs - 1]
+        self._costs = np.array(efforts[:rungs]) / efforts[rungs - 1]
         ladder: Promotion[str] = Promotion(list(self._costs), budget, FREE, SIGNALS, POLICY, self._seed)
         for one in self._told:
             if one.rung == self._rung.key:

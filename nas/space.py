@@ -164,6 +164,13 @@ class SearchSpace(ABC):
         """The state dict of a `narrower` architecture: of each layer of `network`, the channels that matter most."""
         raise SpaceError(f"networks of this space cannot be pruned: {type(self).__name__} has no narrowed()")
 
+    def thinner(self, architecture: Any, width: float) -> Architecture:
+        """The same architecture with about this share of its channels, to stand in for it in short trainings.
+
+        Optional. Raises SpaceError where the space does not say how.
+        """
+        raise SpaceError(f"proxy.width needs a space that makes thinner networks: {type(self).__name__} does not")
+
     @final
     def point(self, values: Mapping[str, Any]) -> Architecture:
         """The architecture that `suggest` makes of these values; raises SpaceError when one is missing."""

@@ -31,6 +31,9 @@ GENERATION = 16
 ARCHITECTURE = "architecture"
 CAUSE = "cause"
 
+KEPT_BY_SAMPLERS = ("_search_space", "_intersection_search_space")
+"""Where Optuna's samplers (tpe and nsga2; gp) keep the names and ranges that all trials have in common."""
+
 WHOLE = -1
 """The row, in place of a trial's number, of what a sampler notes of the whole study (nsga2: its parents)."""
 
@@ -133,9 +136,10 @@ class Study:
 
     def _with_known_space(self, sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
         """The sampler, with the names that one before found in all trials: a new one would compare them all again."""
-        if hasattr(sampler, "_search_space"):
-            self._known_space = self._known_space or sampler._search_space
-            sampler._search_space = self._known_space
+        for name in KEPT_BY_SAMPLERS:
+            if hasattr(sampler, name):
+                self._known_space = self._known_space or getattr(sampler, name)
+                setattr(sampler, name, self._known_space)
         return sampler
 
     def _trial(self, number: int) -> optuna.Trial:

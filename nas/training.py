@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -71,9 +70,9 @@ class Resident:
 class Fit:
     """What training left to read: the main head's training loss of each step, seconds, images seen.
 
-    `train_losses` are their means over each epoch. `readings` holds, for each epoch asked for, what `read` gave.
-    `train_accuracy` is the main head's over the last epoch, as it trained. `gradient_norms` holds, for each step
-    asked for, the norm of the gradient on each cell's parameters, by depth.
+    `readings` holds, for each epoch asked for, what `read` gave. `train_accuracy` is the main head's over the last
+    epoch, as it trained. `gradient_norms` holds, for each step asked for, the norm of the gradient on each cell's
+    parameters, by depth.
     """
 
     step_losses: tuple[float, ...]
@@ -83,12 +82,6 @@ class Fit:
     readings: Mapping[int, Mapping[str, float]]
     seconds: float
     images: int
-
-    @property
-    def train_losses(self) -> tuple[float, ...]:
-        """Mean training loss of the main head over each epoch; the last may be a part of one."""
-        losses, step = self.step_losses, self.steps_an_epoch
-        return tuple(fmean(losses[start : start + step]) for start in range(0, len(losses), step))
 
 
 def stream(seed: int, purpose: str) -> int:

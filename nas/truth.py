@@ -20,6 +20,7 @@ import pandas as pd
 from nas import ladder, leaderboard, retrain
 from nas.config import Config, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, load, load_for_truth
+from nas.driver import check_usable
 from nas.errors import ExperimentError, InputError
 from nas.executor import Executor, start
 from nas.ladder import Rung
@@ -109,6 +110,7 @@ def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Pa
     space = spec.load()
     measured = _measured(config) if wanted.spread else []
     data = _data(config, wanted)
+    check_usable(config, space, data)
     chosen = (
         spread(measured, space.architecture_type, wanted.architectures)
         if wanted.spread
@@ -122,7 +124,8 @@ def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Pa
         towers = {} if config.towers.placement == "none" else {label(config.towers): (config.towers, recipe)}
         if any(count > (full.epochs or 0) for count in wanted.epochs):
             raise InputError(f"a proxy of {max(wanted.epochs)} epochs is longer than full training ({full.epochs})")
-        plan = Plan(spec, data, chosen, arms(towers, recipe, full, wanted.epochs, wanted.seeds, wanted.full_seeds))
+        seeds, small = (wanted.seeds, wanted.full_seeds), (config.proxy.shrink, config.proxy.width)
+        plan = Plan(spec, data, chosen, arms(towers, recipe, full, wanted.epochs, *seeds, *small))
         file = folder / "truth.parquet"
         folder.mkdir(parents=True, exist_ok=True)
         engine = open_database(f"sqlite:///{(folder / 'measurements.db').resolve()}")
@@ -170,12 +173,15 @@ def arms(
     epochs: Iterable[int] = (1, 3),
     seeds: int = 2,
     full_seeds: int = 2,
+    shrink: int = 1,
+    width: float = 1.0,
 ) -> tuple[Arm, ...]:
     """The usual arms: untrained; each setting of towers, and none at the cost of the first, at so many epochs; full.
 
     Each setting has a recipe, proxies without towers `bare`, full trainings, without towers, `full`; its epochs are
-    full training's. Averaged weights are read on full training's way: in a schedule that ends they rank no better
-    than the weights themselves, and reading them costs a second scoring.
+    full training's. Proxies train stand-ins of this `shrink` and `width`. Averaged weights are read on full training's
+    way: in a schedule that ends they rank no better than the weights themselves, and reading them costs a second
+    scoring.
     """
     proxy_seeds = tuple(range(PROXY_SEEDS, PROXY_SEEDS + seeds))
     paid = next((setting for setting, _ in towers.values()), None)
@@ -183,9 +189,10 @@ def arms(
     for count in epochs:
         for name, (setting, recipe) in towers.items():
             short = recipe.model_copy(update={"epochs": count})
-            found.append(Arm(Rung(f"{count}-{name}", short, setting), proxy_seeds))
+            found.append(Arm(Rung(f"{count}-{name}", short, setting, shrink=shrink, width=width), proxy_seeds))
         short = bare.model_copy(update={"epochs": count})
-        found.append(Arm(Rung(f"{count}-none", short, NONE, as_costly_as=paid), proxy_seeds))
+        bare_rung = Rung(f"{count}-none", short, NONE, as_costly_as=paid, shrink=shrink, width=width)
+        found.append(Arm(bare_rung, proxy_seeds))
     return (*found, full_arm(full, tuple(epochs), full_seeds))
 
 
@@ -305,8 +312,8 @@ def _row(job: Job, measurement: Measurement, space: SearchSpace, side: int, imag
         "definition": measurement.architecture,
         "epochs": 0.0 if rung.free else float(rung.epochs),
         "images": min(images, recipe.images or images),
-        "size": side,
-        "width": 1.0,
+        "size": side // rung.shrink,
+        "width": rung.width,
         "towers": label(rung.towers),
         "equal_to": "" if rung.as_costly_as is None else label(rung.as_costly_as),
         "learning_rate": recipe.learning_rate,

@@ -104,6 +104,9 @@ class GoogLeNetSpace(SearchSpace):
     def narrower(self, architecture: Any, network: Any, step: int) -> Sequence[InceptionArchitecture]:
         return InceptionSpace(SETTINGS).narrower(architecture, network, step)
 
+    def thinner(self, architecture: InceptionArchitecture, width: float) -> InceptionArchitecture:
+        return InceptionSpace(SETTINGS).thinner(architecture, width)
+
     def narrowed(self, architecture: Any, network: Any, smaller: Any) -> Mapping[str, Tensor]:
         return InceptionSpace(SETTINGS).narrowed(architecture, network, smaller)
 

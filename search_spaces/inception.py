@@ -336,6 +336,19 @@ class InceptionSpace(SearchSpace):
 
         return narrowing.narrowed(architecture, network, smaller)
 
+    def thinner(self, architecture: InceptionArchitecture, width: float) -> InceptionArchitecture:
+        """In multiples of 4 channels, and at least 4 where there are as many."""
+        branches = ("one", "three_reduce", "three", "five_reduce", "five", "pool")
+
+        def channels(number: int) -> int:
+            return min(number, reduce_width(number, width))
+
+        def thinned(cell: CellArchitecture) -> CellArchitecture:
+            return cell.model_copy(update={branch: channels(getattr(cell, branch)) for branch in branches})
+
+        stages = tuple(tuple(map(thinned, stage)) for stage in architecture.stages)
+        return InceptionArchitecture(stem=channels(architecture.stem), stages=stages)
+
     def _suggest_cell(self, trial: Trial, prefix: str, widest: int, kinds: Mapping[str, Any]) -> CellArchitecture:
         s = self.settings
         top = widest // s.step * s.step

@@ -95,9 +95,7 @@ def test_the_board_ranks_by_predictions_and_who_has_none_comes_after() -> None:
     assert [row.rank for row in rows] == [1, 2, 3]
     assert (rows[0].predicted, rows[0].predicted_low, rows[0].predicted_high) == (0.9, 0.8, 1.0)
     assert rows[2].predicted is None
-    best = leaderboard.best(given, LADDER, "loss", predictions)
-    assert best is not None
-    assert best.key == "k01"
+    assert leaderboard.in_order(given, LADDER, "loss", predictions)[0].key == "k01"
 
 
 SMALL: dict[str, Any] = {

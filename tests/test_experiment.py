@@ -17,8 +17,8 @@ import nas
 from nas import config as configuration
 from nas import executor
 from nas.data import load
-from nas.driver import _executor
-from nas.errors import ConfigError, ExperimentError, SpaceError
+from nas.driver import executor_of
+from nas.errors import ConfigError, ExperimentError, SearchError, SpaceError
 from nas.progress import Event
 
 SMALL: dict[str, Any] = {
@@ -194,6 +194,18 @@ def test_more_trials_go_on_and_another_meaning_is_refused(tmp_path: Path) -> Non
         small(tmp_path, towers__weight=1.0).search()
 
 
+def test_a_retraining_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
+    experiment = small(tmp_path, search__trials=1, retrain__references=False, retrain__seeds=1)
+    experiment.search()
+    experiment.retrain()
+    before = experiment.leaderboard()
+    assert before[0].test_accuracy is not None
+    with pytest.raises(SearchError, match="the winner could not be retrained"):
+        small(tmp_path, search__trials=1, retrain__references=False, retrain__learning_rate=1e30).retrain()
+    assert experiment.leaderboard() == before
+    assert experiment.export().checks
+
+
 def test_the_same_images_by_another_path_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     digits = load(configuration.DataConfig())
@@ -215,9 +227,9 @@ def test_a_search_whose_time_is_spent_says_so(tmp_path: Path) -> None:
 def test_a_plan_for_time_counts_on_retrainings_of_one_process_unless_told() -> None:
     timed = configuration.SearchConfig(time=60)
     four = configuration.ExecutorConfig(retrain_workers=4, threads=2)
-    assert _executor(configuration.Config()).retrain_workers is None
-    assert _executor(configuration.Config(search=timed)).retrain_workers == 1
-    assert _executor(configuration.Config(search=timed, executor=four)) == four
+    assert executor_of(configuration.Config()).retrain_workers is None
+    assert executor_of(configuration.Config(search=timed)).retrain_workers == 1
+    assert executor_of(configuration.Config(search=timed, executor=four)) == four
 
 
 def test_an_export_may_happen_on_another_machine_than_the_search(
@@ -345,5 +357,8 @@ def test_the_study_is_optunas_and_there_is_none_before_the_beginning(tmp_path: P
         experiment.study()
     assert not list(tmp_path.iterdir())
     experiment.search(trials=2)
+    shared = nas.Experiment("other", storage=experiment.config.database, executor__kind="in-process")
+    with pytest.raises(ExperimentError, match="'other' has not begun"):
+        shared.study()
     done = [trial.value for trial in experiment.study().trials]
     assert sorted(done) == sorted(row.loss for row in experiment.leaderboard())

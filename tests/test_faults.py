@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.config import Config, DataConfig, SearchConfig, SpaceConfig, TowersConfig
+from nas.config import Config, DataConfig, ProxyConfig, SearchConfig, SpaceConfig, TowersConfig
 from nas.data import Data, load
 from nas.driver import check_usable
 from nas.errors import ConfigError, SpaceError
@@ -365,6 +365,16 @@ def test_a_space_may_have_networks_that_cannot_be_built_but_not_only_such(data: 
     torch.set_rng_state(state)
     with pytest.raises(SpaceError, match=r"^space 'moody.py:Moody' builds no network: ArithmeticError: not today$"):
         check_usable(config, Moody(never=True), data)
+
+
+def test_stand_ins_that_cannot_be_are_refused(data: Data) -> None:
+    thin = Config(proxy=ProxyConfig(width=0.5))
+    with pytest.raises(SpaceError, match=r"^proxy\.width needs a space that makes thinner networks: Moody does not$"):
+        check_usable(thin, Moody(never=False), data)
+    tiny = Config(proxy=ProxyConfig(shrink=9))
+    with pytest.raises(ConfigError, match=r"^proxy\.shrink = 9 leaves nothing of images of 8x8 pixels$"):
+        check_usable(tiny, Moody(never=False), data)
+    check_usable(Config(proxy=ProxyConfig(shrink=8)), Moody(never=False), data)
 
 
 def test_what_config_and_space_do_not_agree_on_is_refused(data: Data) -> None:

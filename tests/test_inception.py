@@ -301,6 +301,24 @@ def test_every_architecture_builds_and_computes(
     check(one.random(seed), one, (channels, height, width), classes)
 
 
+@hypothesis_settings(deadline=None, derandomize=True, max_examples=20)
+@given(seed=st.integers(0, 2**32), keys=st.sampled_from(SETTINGS), width=st.sampled_from([0.25, 0.5, 0.75]))
+def test_a_thinner_network_has_the_same_cells_and_branches(seed: int, keys: dict[str, Any], width: float) -> None:
+    one = space(**keys)
+    whole = one.random(seed)
+    thin = one.thinner(whole, width)
+    check(thin, one, (1, 16, 16), 3)
+    assert [len(stage) for stage in thin.stages] == [len(stage) for stage in whole.stages]
+    pairs = [pair for stages in zip(whole.stages, thin.stages, strict=True) for pair in zip(*stages, strict=True)]
+    for before, after in pairs:
+        for branch in ("one", "three_reduce", "three", "five_reduce", "five", "pool"):
+            wide, narrow = getattr(before, branch), getattr(after, branch)
+            assert bool(wide) == bool(narrow)
+            assert narrow <= wide
+            assert abs(narrow - width * wide) <= 2 or narrow == min(4, wide)
+        assert (before.five_kind, before.pool_kind) == (after.five_kind, after.pool_kind)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_of_224_pixels_meet_the_stem_of_googlenet(channels: int) -> None:
     one = space()

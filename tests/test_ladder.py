@@ -47,6 +47,7 @@ def test_every_key_of_recipe_and_towers_makes_another_rung() -> None:
     rungs += [Rung("proxy", recipe.model_copy(update={key: value}), towers) for key, value in OTHER_RECIPES.items()]
     rungs += [Rung("proxy", recipe, towers.model_copy(update={key: value})) for key, value in OTHER_TOWERS.items()]
     rungs += [Rung("proxy", recipe, towers, truth=True), Rung("proxy", recipe, towers, free=True)]
+    rungs += [Rung("proxy", recipe, towers, shrink=2), Rung("proxy", recipe, towers, width=0.5)]
     rungs += [Rung("proxy", recipe, towers, as_costly_as=other) for other in (towers, TowersConfig(kind="linear"))]
     assert len({rung.key for rung in rungs}) == len(rungs)
     assert Rung("proxy", Recipe(epochs=1), TowersConfig()).key == rungs[0].key
@@ -56,6 +57,17 @@ def test_a_key_begins_with_the_name_that_people_read_and_fits_its_column() -> No
     key = proxy_rung(Config(), 1000).key
     assert key.partition("-")[0] == "proxy"
     assert len(key) <= 64
+
+
+def test_only_the_lowest_rung_trains_stand_ins_and_costs_as_little_as_they() -> None:
+    config = make({"proxy": {"epochs": 1, "shrink": 2, "width": 0.5}, "retrain": {"epochs": 20}})
+    lowest, higher = rungs(config, 1000, share=0.3)
+    assert (lowest.shrink, lowest.width, lowest.effort) == (2, 0.5, 0.3)
+    assert lowest.key == proxy_rung(config, 1000).key
+    assert (higher.shrink, higher.width, higher.effort) == (1, 1.0, 9)
+    assert lowest.key != proxy_rung(make({"proxy": {"epochs": 1}}), 1000).key
+    full = retrain_rung(config, 1000)
+    assert (full.shrink, full.width) == (1, 1.0)
 
 
 def test_what_does_not_change_the_training_does_not_change_the_rung() -> None:

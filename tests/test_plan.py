@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nas import ladder, pipeline
@@ -14,7 +15,7 @@ from nas.config import Config, make
 from nas.data import Data, load
 from nas.experiment import Experiment
 from nas.plan import Forecast, Plan, Probes, Speed
-from nas.proxy import SpaceSpec
+from nas.proxy import SpaceSpec, stand_ins_share
 from nas.records import Measurement
 from nas.search import Candidates
 
@@ -44,14 +45,14 @@ def probes(flops: list[float], training: float, scoring: float, data: Data, star
     return Probes(measured, [0.25] * len(measured), started)
 
 
-def predicted(data: Data, slots: int = 2, **keys: Any) -> tuple[Plan, Config]:
+def predicted(data: Data, slots: int = 2, retrainings: int | None = None, **keys: Any) -> tuple[Plan, Config]:
     """Candidates of 1 and 3 MFLOPs in turn, 1e-9 s a FLOP and image in training, a third of it in scoring."""
     table = {**SMALL, **keys}
     config = ladder.decided(make(table), data.augmentations, on_gpu=False)
     space = SpaceSpec.of(config.space.name, config.space.settings).load()
     candidates = Candidates(space, data.input_shape, len(data.classes), config.search)
     given = probes([1e6, 2e6, 3e6], 1e-9, 1e-9 / 3, data)
-    return Forecast(config, data, candidates, [1e6, 3e6], given, slots).plan(), config
+    return Forecast(config, data, candidates, [1e6, 3e6], given, slots, retrainings or slots).plan(), config
 
 
 def test_speed_is_read_off_probes(data: Data) -> None:
@@ -89,6 +90,49 @@ def test_promotions_are_the_ladders_and_are_paid(data: Data) -> None:
     assert plan.search_seconds - alone.search_seconds == pytest.approx(5 * longer, rel=0.2)  # on two workers
 
 
+def test_stand_ins_are_cheap_and_promotions_dear(data: Data) -> None:
+    """The probes were stand-ins too: an image of full size takes so much longer than one of theirs."""
+    keys: dict[str, Any] = {"proxy": {"epochs": 1, "shrink": 2}, "retrain": {"epochs": 9, "references": False}}
+    plan, config = predicted(data, slots=1, search={"trials": 90, "warm_start": []}, **keys)
+    space = SpaceSpec.of(config.space.name, config.space.settings).load()
+    share = stand_ins_share(space, ladder.proxy_rung(config, len(data.train)), data.input_shape, 10, config.seed)
+    assert 0.1 < share < 0.9
+    low = [0.25 + 1e-9 * f * (share * len(data.train) + len(data.validation) / 3) for f in (1e6, 3e6)]
+    full = 0.25 + 1e-9 * 2e6 * (9 * len(data.train) + len(data.validation) / 3 / share)
+    assert plan.promotions == ladder.budget_for(90, [share, 9])[1] > 1
+    assert plan.search_seconds == pytest.approx(45 * sum(low) + plan.promotions * full)
+
+
+def test_each_rung_below_the_highest_costs_as_much(data: Data) -> None:
+    keys: dict[str, Any] = {"proxy": {"epochs": 1}, "retrain": {"epochs": 9, "references": False}}
+    search = {"trials": 45, "warm_start": []}
+    plan, _ = predicted(data, slots=1, search=search, ladder={"rungs": 3, "factor": 3}, **keys)
+    seconds = [0.25 + 1e-9 * 2e6 * (e * len(data.train) + len(data.validation) / 3) for e in (1, 3, 9)]
+    assert plan.promotions == ladder.budget_for(45, [1, 3, 9])[1] == 8
+    assert plan.search_seconds == pytest.approx(np.dot([45, 15, 8], seconds), rel=0.02)
+
+
+def test_time_alone_ends_with_rounds_of_promotions(data: Data) -> None:
+    keys: dict[str, Any] = {"proxy": {"epochs": 1}, "retrain": {"epochs": 9}}
+    search = {"max_flops": 10**9, "warm_start": []}
+    newcomer, full = (0.25 + 1e-9 * 2e6 * (e * len(data.train) + len(data.validation) / 3) for e in (1, 9))
+    for time, rounds in ((1.5, 0), (2.5, 1), (4.0, 2), (10.0, 5)):
+        plan, config = predicted(data, search={"time": time * full / 0.4, **search}, **keys)
+        assert config.search.share == 0.4
+        assert plan.promotions == 2 * rounds
+        assert plan.candidates == pytest.approx(2 * (time * full - rounds * full) / newcomer, abs=1)
+
+
+@pytest.mark.parametrize("retrainings", [1, 4])
+def test_retrainings_may_come_one_after_the_other(data: Data, retrainings: int) -> None:
+    keys: dict[str, Any] = {"retrain": {"epochs": 2, "seeds": 4, "references": False}}
+    plan, _ = predicted(data, slots=4, retrainings=retrainings, search={"trials": 4, "warm_start": []}, **keys)
+    assert data.test is not None
+    one = 0.25 + 1e-9 * 3e6 * (2 * (len(data.train) + len(data.validation)) + len(data.test) / 3)
+    assert plan.retrained == 4
+    assert plan.retrain_seconds == pytest.approx(one * 4 / retrainings)
+
+
 def test_a_time_budget_is_kept_to(data: Data) -> None:
     for time in (200, 500, 2000):
         plan, config = predicted(data, search={"time": time, "warm_start": []})
@@ -106,7 +150,7 @@ def test_calibration_is_of_full_trainings_within_the_budget(data: Data) -> None:
     assert predicted(held, search={"time": 300, "calibrate": 6, "warm_start": []})[0].seconds <= 300
 
 
-def test_a_real_plan_says_what_the_search_then_does(tmp_path: Path) -> None:
+def test_a_real_plan_writes_nothing_and_counts_as_the_search_does(tmp_path: Path) -> None:
     config = make({**SMALL, "results": str(tmp_path / "results"), "search": {"trials": 3}, "proxy": {"epochs": 1}})
     events = []
     plan = Experiment(config=config, listen=events.append).plan()
@@ -116,6 +160,35 @@ def test_a_real_plan_says_what_the_search_then_does(tmp_path: Path) -> None:
     assert plan.memory > 2**20
     assert all(math.isfinite(one) and one > 0 for one in (plan.search_seconds, plan.retrain_seconds))
     assert Experiment(config=config).search().done == plan.candidates
+
+
+FLAKY = """
+from torch import nn
+from nas.space import Architecture, SearchSpace
+
+class Width(Architecture):
+    width: int
+
+class Odd(SearchSpace):
+    architecture_type = Width
+
+    def suggest(self, trial):
+        return Width(width=trial.suggest_int("width", 1, 40))
+
+    def build(self, architecture, input_shape, num_classes):
+        if architecture.width % 2 == 0:
+            raise ArithmeticError("not an even one")
+        pool = nn.Sequential(nn.Conv2d(input_shape[0], architecture.width, 1), nn.AdaptiveAvgPool2d(1))
+        network = nn.Sequential(pool, nn.Flatten(), nn.Linear(architecture.width, num_classes))
+        network.cell_names = ("0",)
+        return network
+"""
+
+
+def test_a_space_some_of_whose_networks_cannot_be_built_is_planned_with_the_others(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(FLAKY)
+    config = make({**SMALL, "space": {"name": f"{tmp_path / 'odd.py'}:Odd"}, "towers": {"placement": "none"}})
+    assert Experiment(config=config).plan().search_seconds > 0
 
 
 def test_pipelines_defaults_are_the_plans(data: Data) -> None:

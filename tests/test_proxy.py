@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from nas import complexity, training
 from nas.config import DataConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, Images, load
 from nas.ladder import Rung
-from nas.proxy import Bench, Job, Outcome, Setting, SpaceSpec
+from nas.proxy import Bench, Job, Outcome, Setting, SpaceSpec, stand_in, stand_ins_share
 from nas.records import Measurement
 from nas.space import Architecture
 
@@ -236,6 +237,35 @@ def test_a_proxy_is_scored_on_validation_and_ranked_by_the_main_head(bench: Benc
     assert towered.signals["val_loss"] != plain.signals["val_loss"]
     assert towered.cost["images"] == plain.cost["images"] == 256
     assert bench.measure(Job.of(architecture(), PROXY, 0)).weights is None
+
+
+@pytest.mark.parametrize("small", [{"shrink": 2}, {"width": 0.5}, {"shrink": 2, "width": 0.5}])
+def test_a_stand_in_is_trained_but_the_candidate_is_told_of(data: Data, small: dict[str, Any]) -> None:
+    """Digits drawn twice as large, so that halving them is the digits again."""
+    train, validation = (
+        Images(one.pixels.repeat(2, 2).repeat(2, 3), one.labels) for one in (data.train, data.validation)
+    )
+    large = dataclasses.replace(data.without_test(), train=train, validation=validation)
+    spec = SpaceSpec.of("inception", {"widths": [32, 32, 32], "stem": [16, 16]})
+    space, candidate = spec.load(), spec.load().random(3)
+    bench = Bench(Setting(spec, large, SearchConfig(max_latency=1e6, max_memory=2**40)), CPU)
+    rung = dataclasses.replace(PROXY, **small)
+    itself, other = (bench.measure(Job.of(candidate, one, 0)).measurement for one in (PROXY, rung))
+    assert {itself.status, other.status} == {"done"}
+    for name in ("params", "flops", "activation_bytes"):
+        assert other.signals[name] == itself.signals[name]
+    assert "latency_ms" in other.signals
+    assert other.signals["val_loss"] != itself.signals["val_loss"]
+    trained = complexity.complexity(space, *stand_in(space, candidate, rung, large.input_shape), 10)
+    share = trained.flops / itself.signals["flops"]
+    assert share < 0.6
+    assert other.cost["images"] == pytest.approx(share * itself.cost["images"])
+    assert other.cost["multiply_adds"] == pytest.approx(share * itself.cost["multiply_adds"], rel=0.1)
+    if small == {"shrink": 2}:
+        same = Bench(Setting(spec, data.without_test(), SearchConfig()), CPU).measure(Job.of(candidate, PROXY, 0))
+        assert same.measurement.signals["val_loss"] == pytest.approx(other.signals["val_loss"], rel=0.2)
+    assert stand_ins_share(space, rung, large.input_shape, 10, 0) == pytest.approx(share, rel=0.5)
+    assert stand_ins_share(space, PROXY, large.input_shape, 10, 0) == 1
 
 
 def test_a_tower_may_learn_groups_of_classes(bench: Bench, data: Data, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_googlenet_can_be_pruned_too() -> None:
     architecture: Any = space.random(0)
     network: Any = space.build(architecture, (1, 64, 64), 10).eval()
     small = prune.smaller(space, architecture, network, 0.5, 4, (1, 64, 64), 10)
-    weights = [prune.narrowed(space, architecture, network, small, (1, 64, 64), 10) for _ in range(8)]
+    weights = [prune.weights_left(space, architecture, network, small, (1, 64, 64), 10) for _ in range(8)]
     assert len({one.digest for one in weights}) == 1, "the digest names the training, which is made once"
     space.build(small, (1, 64, 64), 10).load_state_dict(weights[0].tensors)
     assert complexity(space, small, (1, 64, 64), 10).flops <= complexity(space, architecture, (1, 64, 64), 10).flops / 2
@@ -239,7 +239,7 @@ def test_weights_that_do_not_fit_are_the_space_s_mistake() -> None:
     network = space.build(architecture, (1, 8, 8), 4)
     small = prune.smaller(space, architecture, network, 0.3, 1, (1, 8, 8), 4)
     with pytest.raises(JobError, match=r"^narrowed\(\) of Careless gives no weights"):
-        prune.narrowed(space, architecture, network, small, (1, 8, 8), 4)
+        prune.weights_left(space, architecture, network, small, (1, 8, 8), 4)
 
 
 def test_fine_tuning_is_shorter_and_calmer_and_has_no_towers() -> None:

@@ -29,7 +29,7 @@ from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersC
 from nas.data import load
 from nas.errors import LeaseLost, SearchError
 from nas.executor import Executor, InProcess
-from nas.ladder import Rung
+from nas.ladder import Rung, budget_for
 from nas.progress import Budget, Event, Progress
 from nas.proxy import Job, Outcome, Setting, SpaceSpec
 from nas.records import Entry, Measurement, Records, open_database
@@ -530,6 +530,17 @@ def test_what_was_measured_as_a_reference_becomes_a_candidate_without_training(b
     assert bed.trials()[1].values == [loss(reference.key)]
 
 
+def test_a_reference_beyond_the_latency_limit_is_no_candidate(bed: Bed) -> None:
+    """Limits are not for references; a candidate's latency is known from where it was measured as one."""
+    space = Dials(named=NAMED)
+    slow = measured(Job.of(space.point(space.named()["large"]), RUNG, 0)).measurement
+    bed.records().add(dataclasses.replace(slow, signals={**slow.signals, "latency_ms": 9.0}))
+    progress = bed.drive(Instant(), space, trials=4, max_latency=6.0)
+    assert (progress.done, progress.infeasible) == (4, 1)
+    assert slow.key not in {e.measurement.key for e in bed.entries() if e.trial is not None}
+    assert bed.trials()[1].constraints["latency_ms"] == pytest.approx(0.5)
+
+
 def test_measurements_of_another_rung_or_seed_are_never_taken_for_this_one(bed: Bed) -> None:
     """Rungs are never mixed, nor in what the sampler learns from."""
     space = Dials(named=NAMED)
@@ -700,7 +711,15 @@ def test_the_best_are_measured_at_a_higher_rung_and_optuna_hears_of_the_lowest_a
     rows = leaderboard.board(bed.entries(), keys, None, "loss", {})
     assert [row.rung for row in rows] == sorted((row.rung for row in rows), key=["x9", "x3", "proxy"].index)
     assert rows[0].loss == min(highest.values())
-    assert leaderboard.best(bed.entries(), keys, "loss").key == rows[0].key  # type: ignore[union-attr]
+    assert leaderboard.in_order(bed.entries(), keys, "loss")[0].key == rows[0].key
+
+
+def test_promotions_from_stand_ins_are_paid_by_what_those_cost(bed: Bed) -> None:
+    rungs = (dataclasses.replace(LADDER[0], shrink=2, share=0.25), LADDER[2])
+    bed.drive(executor := Instant(1, climbing), trials=108, rungs=rungs)
+    names = Counter(job.rung.name for job in executor.given)
+    assert names == {"proxy": 108, "x9": budget_for(108, [0.25, 9])[1]}
+    assert names["x9"] == 6  # 27 passes below are worth 3 full trainings, which are two thirds
 
 
 def test_a_promotion_does_not_wait_for_the_lowest_rung_to_be_done(bed: Bed) -> None:
@@ -736,7 +755,7 @@ def test_with_time_alone_full_training_comes_as_late_as_it_fits(
     spent = {rung.name: rung.epochs * len(ended[rung.name]) for rung in rungs}
     assert 0.2 < spent["x9"] / sum(spent.values()) < 0.7
     before = sum(end < full[0] for end in lowest)  # nearly all newcomers, of whom the first could be chosen
-    assert before >= 0.7 * len(lowest)
+    assert before >= 0.65 * len(lowest)
     assert 0.85 < now[0] <= 1.0 + 0.09
     if len(rungs) == 3:
         assert spent["x3"] == pytest.approx(spent["proxy"], rel=0.3)

@@ -68,7 +68,7 @@ def drawn(found: Plan) -> Table:
             f"{found.candidates} candidates{went_on}; {found.candidates_an_hour:,.0f} candidates an hour",
         ),
         ("calibration", found.calibration_seconds, f"{found.calibrated} full trainings"),
-        ("retraining", found.retrain_seconds, f"the winner and the references, {found.epochs} epochs each"),
+        ("retraining", found.retrain_seconds, f"{found.retrained} trainings of {found.epochs} epochs"),
         ("all", found.seconds, f"{found.memory / 2**20:,.0f} MiB a worker"),
     ]
     for name, seconds, what in parts:

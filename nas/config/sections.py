@@ -77,6 +77,15 @@ class ProxyConfig(Recipe):
     """The short training that judges candidates."""
 
     images: Positive = Field(20_000, description="Train on at most this many images.")
+    shrink: Positive = Field(
+        1, description="So many pixels a side are averaged into one at the lowest rung; 1: images as they are."
+    )
+    width: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="At the lowest rung a network with this share of its channels stands in; 1: none.",
+    )
 
 
 class RetrainConfig(Recipe):

@@ -290,7 +290,8 @@ def due(left: float, whole: float, full: float, newcomer: float, workers: int, p
     Seconds `left` of the `whole`; a `full` training and a `newcomer` take so many on one of the workers; `promoted`
     full trainings were begun. The later they are chosen, the more candidates they are chosen among.
     """
-    missing = workers * last_rounds(whole, full, share) - promoted
+    planned = [workers * last_rounds(whole, full, share) - promoted, workers * last_rounds(left, full, share)]
+    missing = max(planned)  # by what is left alone, where those of before were more than the workers now would have had
     return missing > 0 and left < math.ceil(missing / workers) * full + 2 * newcomer
 
 

@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+FREE = ("params", "flops")
+"""What a search knows of a candidate before training."""
+
 FEW = 8
 """Candidates known at a rung and above it, below which the rung's score speaks alone and not its further signals."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nas.config import Config, Recipe, TowersConfig
 
@@ -17,6 +17,10 @@ class Rung:
     weights that training starts from (None: fresh ones). `truth` rungs train on training images alone and are
     scored on the truth's images too. Where `as_costly_as` names towers, training has as many more steps as these
     would have cost. `free` rungs train nothing: they read what an untrained network shows.
+
+    With `shrink` or `width` not 1 a stand-in is trained in the candidate's place: on images with so many pixels a side
+    averaged into one, with this share of its channels. Parameters, FLOPs, memory and latency are the candidate's.
+    `share` is what an image costs then, of what it costs the candidate itself, in the mean over the space.
     """
 
     name: str
@@ -27,6 +31,9 @@ class Rung:
     truth: bool = False
     as_costly_as: TowersConfig | None = None
     free: bool = False
+    shrink: int = 1
+    width: float = 1.0
+    share: float = field(default=1.0, compare=False)
 
     @property
     def epochs(self) -> int:
@@ -35,32 +42,44 @@ class Rung:
         return self.recipe.epochs
 
     @property
+    def stands_in(self) -> bool:
+        """Whether something smaller is trained in the candidate's place."""
+        return self.shrink != 1 or self.width != 1
+
+    @property
+    def effort(self) -> float:
+        """What training costs beside that at other rungs: passes over the images, by the candidate itself."""
+        return self.epochs * self.share
+
+    @property
     def key(self) -> str:
         """Names this rung and all that a score at it depends on."""
         text = f"{self.recipe.model_dump_json()}{self.towers.model_dump_json()}{self.final}{self.init or ''}"
         text += f"{'truth' if self.truth else ''}{'free' if self.free else ''}"
+        text += f"{self.shrink}/{self.width}" if self.stands_in else ""
         text += "" if self.as_costly_as is None else self.as_costly_as.model_dump_json()
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def proxy_rung(config: Config, train_images: int) -> Rung:
-    """The rung at which candidates are judged. `train_images` is the size of the training split.
+def proxy_rung(config: Config, train_images: int, share: float = 1.0) -> Rung:
+    """The rung at which candidates are judged. `train_images` is the size of the training split, `share` as in `Rung`.
 
     With no epochs given, small sets are passed often enough for a proxy to see about 8,000 images.
     """
     recipe = Recipe(**config.proxy.model_dump(include=set(Recipe.model_fields)))
     images = min(train_images, recipe.images or train_images)
     epochs = recipe.epochs or max(1, round(8_000 / images))
-    return Rung("proxy", recipe.model_copy(update={"epochs": epochs}), config.towers)
+    recipe, small = recipe.model_copy(update={"epochs": epochs}), config.proxy
+    return Rung("proxy", recipe, config.towers, shrink=small.shrink, width=small.width, share=share)
 
 
-def rungs(config: Config, train_images: int, most: int | None = None) -> tuple[Rung, ...]:
+def rungs(config: Config, train_images: int, most: int | None = None, share: float = 1.0) -> tuple[Rung, ...]:
     """The trained rungs, lowest first: the proxy, then `ladder.factor` times the epochs each, full training at most.
 
     `most` is that limit in epochs; None: as [retrain] has it. A rung that it brings closer than half the factor to the
-    one below is left out: it would tell little more.
+    one below is left out: it would tell little more. Only the lowest trains stand-ins, at this `share` of the cost.
     """
-    lowest = proxy_rung(config, train_images)
+    lowest = proxy_rung(config, train_images, share)
     full = most or retrain_epochs(config.retrain, train_images)
     found = [lowest]
     for height in range(1, config.ladder.rungs):

@@ -58,6 +58,7 @@ def main() -> None:
         "method": given.method,
         "architecture": study.best_trial.user_attrs["architecture"],
         "accuracy": study.best_value,
+        "seconds": given.seconds,
         "trials": {state: states.count(state) for state in sorted(set(states))},
     }
     given.to.write_text(json.dumps(found, indent=1))
