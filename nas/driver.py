@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -114,6 +114,10 @@ class Driver:
         return retraining.measure(
             jobs, self.executor, self.records, self.budget, self.listen, stage, folder, self.check
         )
+
+    def known(self, jobs: Iterable[Job]) -> int:
+        """How many of these are measured already."""
+        return retraining.known(jobs, self.records, self.config.weights)
 
     def _give(self, what: str, data: Data, inits: tuple[Weights, ...] = ()) -> None:
         if what != self._workers_have:

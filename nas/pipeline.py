@@ -42,6 +42,8 @@ def search(driver: Driver, share: float | None = None) -> Progress:
     max_flops = _flops_within_budget(driver, 1 - share) if share is not None else _remembered_flops(driver)
     trials = DEFAULT_TRIALS if wanted.trials is None and wanted.time is None else wanted.trials
     driver.say(f"Searching {_count(driver.space.size())} architectures on {driver.executor.slots} workers")
+    if driver.config.ladder.rungs > 1 and len(driver.rungs) == 1:
+        driver.say(f"Nobody is trained for longer: the proxy's {driver.proxy.epochs} epochs are near full training's")
     if driver.budget.left_to_search(1.0 if share is None else share) == 0:
         driver.say(f"The search's part of search.time ({wanted.time:g} s) is spent: a longer one goes on")
     loop = Search(
@@ -118,7 +120,9 @@ def retrain(
     else:
         rung = driver.retrain_rung(init=None if init is None else init.digest)
     jobs = retraining.jobs(chosen[0], rung, config.seed, config.retrain.seeds, rows, chosen[1:])
-    driver.say(f"Retraining: {len(jobs)} trainings of {rung.epochs} epochs{f' from {init.name}' if init else ''}")
+    there = f", {known} of them made before" if (known := driver.known(jobs)) else ""
+    start = f" from {init.name}" if init else ""
+    driver.say(f"Retraining: {len(jobs)} trainings of {rung.epochs} epochs{start}{there}")
     driver.give_everything(*([] if init is None else [init]))
     measured = driver.measure(jobs, "retrain")
     own = [m for m in measured if m.key == chosen[0].key]
@@ -263,7 +267,8 @@ def _flops_within_budget(driver: Driver, share: float) -> int | None:
     """With a time budget and no limit on FLOPs: the largest networks that a share of it retrains; else None.
 
     Decided once for a budget, from the speed of one reference, and remembered, so that a resumed search keeps to it.
-    More time raises it; less does not lower it, for candidates are measured already.
+    More time raises it; less does not lower it, for candidates are measured already. It is never below what that
+    reference has: where even that cannot be retrained to the end, the epochs of retraining are cut.
     """
     config, records = driver.config, driver.records
     if config.search.time is None or config.search.max_flops is not None:
@@ -285,9 +290,9 @@ def _flops_within_budget(driver: Driver, share: float) -> int | None:
         rung.epochs * driver.retrain_images,
         driver.executor.retrainings,
     )
-    limit = max(limit, int(remembered["value"]))
+    limit = max(limit, int(remembered["value"]), int(probe.signals["flops"]))  # less, and epochs are cut instead
     records.set_fact("max_flops", {"time": config.search.time, "value": limit})
-    driver.say(f"Limit {limit / 1e6:,.3g} MFLOPs an image: so that {rung.epochs} epochs of retraining fit the time")
+    driver.say(f"Limit {limit / 1e6:,.3g} MFLOPs an image, for the time that retraining has")
     return limit
 
 

@@ -143,6 +143,7 @@ class Forecast:
         self._final = ladder.retrain_rung(config, self._everything)
         named = _flops_of(candidates, candidates.space.named())
         self._references = [*named, *drawn[: retrain.RANDOM_REFERENCES]] if config.retrain.references else []
+        self._reference = [*named, *drawn][0]
         limit = self._affordable()
         self._drawn = [one for one in drawn if limit is None or one <= limit] or [min(drawn)]
         chosen = config.search.warm_start
@@ -181,7 +182,7 @@ class Forecast:
         left = (1 - wanted.share) * wanted.time
         probe = self._probes.measured[0]
         many = recipe.seeds, len(self._references), images, self._retrainings
-        return retrain.affordable_flops(left, probe, *many)
+        return max(retrain.affordable_flops(left, probe, *many), int(self._reference))
 
     def _search(self) -> tuple[int, int, float]:
         """Candidates, those of them that are promoted to the highest rung, and seconds of it all."""

@@ -63,9 +63,10 @@ def fine_tuned(driver: Driver, share: float) -> Pruned:
     }
     jobs = {job: f"{name}, seed {job.seed}" for name, many in rows.items() for job in many}
     removed = 1 - small.flops / small.originals[0].signals["flops"]
+    there = f"; {known} of them made before" if (known := driver.known(jobs)) else ""
     driver.say(
         f"Pruning: {removed:.1%} of the multiply-adds removed; fine-tuning for {rungs[0].epochs} epochs from "
-        f"{len(seeds)} seeds; {len(jobs) - len(seeds)} trainings of {full.epochs} epochs to compare with"
+        f"{len(seeds)} seeds; {len(jobs) - len(seeds)} trainings of {full.epochs} epochs to compare with{there}"
     )
     driver.give_everything(*small.inits)
     made = {(one.key, one.rung, one.seed): one for one in driver.measure(jobs, "prune")}

@@ -6,7 +6,7 @@ Only here, and in what follows, is the test split scored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nas.executor import Executor
@@ -120,6 +120,11 @@ def measure(
             )
             listen(Event(progress, jobs[outcome.job], outcome.measurement))
     return measured
+
+
+def known(jobs: Iterable[Job], records: Records, weights: Path | None = None) -> int:
+    """How many of these `measure` would not measure again."""
+    return sum(_measured(job, records, weights) is not None for job in jobs)
 
 
 def _measured(job: Job, records: Records, weights: Path | None) -> Measurement | None:

@@ -184,14 +184,15 @@ def arms(
     scoring.
     """
     proxy_seeds = tuple(range(PROXY_SEEDS, PROXY_SEEDS + seeds))
+    small = "".join([f", shrink {shrink}" * (shrink != 1), f", width {width:g}" * (width != 1)])
     paid = next((setting for setting, _ in towers.values()), None)
     found = [free_arm(bare, proxy_seeds)]
     for count in epochs:
         for name, (setting, recipe) in towers.items():
             short = recipe.model_copy(update={"epochs": count})
-            found.append(Arm(Rung(f"{count}-{name}", short, setting, shrink=shrink, width=width), proxy_seeds))
+            found.append(Arm(Rung(f"{count}-{name}{small}", short, setting, shrink=shrink, width=width), proxy_seeds))
         short = bare.model_copy(update={"epochs": count})
-        bare_rung = Rung(f"{count}-none", short, NONE, as_costly_as=paid, shrink=shrink, width=width)
+        bare_rung = Rung(f"{count}-none{small}", short, NONE, as_costly_as=paid, shrink=shrink, width=width)
         found.append(Arm(bare_rung, proxy_seeds))
     return (*found, full_arm(full, tuple(epochs), full_seeds))
 

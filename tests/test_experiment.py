@@ -194,6 +194,12 @@ def test_more_trials_go_on_and_another_meaning_is_refused(tmp_path: Path) -> Non
         small(tmp_path, towers__weight=1.0).search()
 
 
+def test_where_time_is_short_epochs_are_cut_and_candidates_remain(tmp_path: Path) -> None:
+    experiment = small(tmp_path, search__time=5.0, search__trials=1, retrain__epochs=10_000, retrain__seeds=1)
+    experiment.run()
+    assert experiment.leaderboard()[0].test_accuracy is not None
+
+
 def test_a_retraining_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
     experiment = small(tmp_path, search__trials=1, retrain__references=False, retrain__seeds=1)
     experiment.search()

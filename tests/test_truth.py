@@ -147,6 +147,18 @@ def test_architectures_may_be_spread_over_an_experiments_scores(tmp_path: Path) 
         one.collect(**{**keys, "architectures": 6})
 
 
+def test_arms_of_stand_ins_say_so() -> None:
+    towers, recipe = TowersConfig(), Recipe(epochs=4)
+    proxies = [one.rung for one in truth.arms({"auto": (towers, recipe)}, recipe, recipe, (1,), shrink=2, width=0.5)]
+    assert [one.name for one in proxies] == [
+        "free",
+        "1-auto, shrink 2, width 0.5",
+        "1-none, shrink 2, width 0.5",
+        "full",
+    ]
+    assert [(one.shrink, one.width) for one in proxies] == [(1, 1.0), (2, 0.5), (2, 0.5), (1, 1.0)]
+
+
 def test_a_space_with_too_few_architectures_is_refused() -> None:
     few = {
         "stem": (8, 8),

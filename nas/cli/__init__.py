@@ -155,6 +155,8 @@ def leaderboard(
     rows = [row for place, row in enumerate(rows) if top is None or place < top or row.kind == "reference"]
     if format is Format.table:
         out.print(drawing.board(rows, opened.config.experiment, out.width))
+        if not count:
+            out.print("no candidate was measured")
         if count > len(rows):
             out.print(f"and {count - len(rows):,} more: --top {count}", highlight=False)
         if (said := opened.trust()) is not None:

@@ -112,7 +112,9 @@ class PruneConfig(Section):
 class SearchConfig(Section):
     """How candidates are chosen, and when to stop."""
 
-    trials: Positive | None = Field(None, description="Stop after this many measured candidates.")
+    trials: Positive | None = Field(
+        None, description="Stop after this many measured candidates; unset: 30, or as many as `time` allows."
+    )
     time: Seconds | None = Field(
         None, description="Time budget, such as 30m; for `nas run` it includes retraining and export."
     )
@@ -154,7 +156,9 @@ class LadderConfig(Section):
     """Which candidates are trained again, for longer, before one is chosen: asynchronous promotion."""
 
     rungs: Positive = Field(
-        2, description="Rungs of training: [proxy], then `factor` times its epochs, and so on; 1: none."
+        2,
+        description="Rungs of training: [proxy], then `factor` times its epochs, and so on, as long as full training "
+        "goes well beyond the rung below; 1: [proxy] alone.",
     )
     factor: int = Field(9, ge=2, description="Epochs of a rung over those of the rung below.")
 
