@@ -7,7 +7,6 @@ network then costs. Fine-tuning is a rung like any other, that starts from what 
 from __future__ import annotations
 
 import bisect
-import math
 from dataclasses import replace
 
 import torch
@@ -20,11 +19,8 @@ from nas.ladder import Rung
 from nas.space import Architecture, SearchSpace, Shape
 from nas.weights import Weights, pack
 
-FINE_TUNING = 1 / 3
-"""Epochs of fine-tuning, as a share of full training's, where the config leaves them open."""
-
 CALMER = 1 / 2
-"""The highest learning rate of fine-tuning, as a share of full training's, likewise."""
+"""The highest learning rate of fine-tuning, as a share of full training's, where the config leaves it open."""
 
 
 def check_share(share: float) -> None:
@@ -84,10 +80,10 @@ def weights_left(
 
 
 def fine_tuning(full: Rung, config: PruneConfig, init: str) -> Rung:
-    """The rung of fine-tuning beside that of full training: from these weights, shorter, calmer and without towers."""
+    """The rung of fine-tuning beside that of full training: from these weights, calmer and without towers."""
     recipe = full.recipe.model_copy(
         update={
-            "epochs": config.epochs or math.ceil(FINE_TUNING * full.epochs),
+            "epochs": config.epochs or full.epochs,
             "learning_rate": config.learning_rate or CALMER * full.recipe.learning_rate,
         }
     )

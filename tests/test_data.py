@@ -64,7 +64,7 @@ def rows(images: Images) -> list[bytes]:
 
 
 def test_public_names() -> None:
-    assert nas.data.__all__ == ["Data", "Images", "known", "load", "load_for_truth"]
+    assert nas.data.__all__ == ["Data", "Images", "known", "load", "load_for_truth", "shrunk"]
     assert list(known()) == ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100"]
     assert all(text and "\n" not in text for text in known().values())
 

@@ -242,11 +242,11 @@ def test_weights_that_do_not_fit_are_the_space_s_mistake() -> None:
         prune.weights_left(space, architecture, network, small, (1, 8, 8), 4)
 
 
-def test_fine_tuning_is_shorter_and_calmer_and_has_no_towers() -> None:
+def test_fine_tuning_is_calmer_and_has_no_towers() -> None:
     full = Rung("retrain", Recipe(epochs=25, learning_rate=0.2), TowersConfig(), final=True, init="other")
     tuned = prune.fine_tuning(full, PruneConfig(), "digest")
     assert (tuned.name, tuned.final, tuned.init) == ("pruned", True, "digest")
-    assert (tuned.epochs, tuned.recipe.learning_rate, tuned.towers.placement) == (9, 0.1, "none")
+    assert (tuned.epochs, tuned.recipe.learning_rate, tuned.towers.placement) == (25, 0.1, "none")
     given_ = prune.fine_tuning(full, PruneConfig(epochs=3, learning_rate=0.01), "digest")
     assert (given_.epochs, given_.recipe.learning_rate) == (3, 0.01)
     assert prune.fine_tuning(full, PruneConfig(), "another").key != tuned.key

@@ -102,7 +102,7 @@ class RetrainConfig(Recipe):
 class PruneConfig(Section):
     """How `nas export --prune` makes the retrained winner smaller: it removes channels and fine-tunes what is left."""
 
-    epochs: Positive | None = Field(None, description="Epochs of fine-tuning; unset: a third of retraining's.")
+    epochs: Positive | None = Field(None, description="Epochs of fine-tuning; unset: retraining's.")
     learning_rate: float | None = Field(
         None, gt=0, description="Highest learning rate of fine-tuning; unset: half of retraining's."
     )
