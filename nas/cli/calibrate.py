@@ -70,9 +70,10 @@ def collect(
     """Train architectures fully and by proxies: a truth table. The same command again goes on where it was stopped.
 
     Proxies follow the config's proxy section, with its towers and without any at equal cost; full trainings follow
-    its retrain section.
-    Truth is read from images that neither training nor a proxy's score has seen; the test split is not touched.
+    its retrain section. Truth is read from images that neither training nor a proxy's score has seen; the test split
+    is not touched.
     """
+    from nas.calibration.table import MINIMUM
     from nas.experiment import Experiment
 
     keys = keys_of(name, space, data, data_dir, None, None, seed, workers, None, results)
@@ -90,8 +91,6 @@ def collect(
             spread=spread,
         )
     out.print(f"Wrote {file}", highlight=False, markup=False, soft_wrap=True)
-    from nas.calibration.table import MINIMUM
-
     if architectures < MINIMUM:
         out.print(f"A report needs at least {MINIMUM} architectures: the same with more goes on from here")
 
