@@ -156,9 +156,7 @@ def driving(
         if usable is not None:
             usable(space, data)
         full = full or ladder.retrain_epochs(suited.retrain, len(data.train))
-        lowest = ladder.proxy_rung(suited, len(data.train))
-        share = stand_ins_share(space, lowest, data.input_shape, len(data.classes), config.seed)
-        rungs = ladder.rungs(suited, len(data.train), full, share)
+        rungs = rungs_of(suited, space, data, full)
         _make_folder(config)
         engine = open_database(config.database)
         with Lease(engine, config.experiment) as lease:
@@ -177,6 +175,13 @@ def driving(
             finally:
                 lease.check()
                 budget.save()
+
+
+def rungs_of(config: Config, space: SearchSpace, data: Data, most: int | None = None) -> tuple[Rung, ...]:
+    """The ladder's rungs (see `nas.ladder.rungs`), with what stand-ins cost in this space."""
+    lowest = ladder.proxy_rung(config, len(data.train))
+    share = stand_ins_share(space, lowest, data.input_shape, len(data.classes), config.seed)
+    return ladder.rungs(config, len(data.train), most, share)
 
 
 def executor_of(config: Config) -> ExecutorConfig:

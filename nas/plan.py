@@ -18,12 +18,12 @@ import numpy as np
 from nas import ladder, pipeline, retrain
 from nas.config import Config, SearchConfig
 from nas.data import Data, load
-from nas.driver import check_usable, executor_of
+from nas.driver import check_usable, executor_of, rungs_of
 from nas.errors import JobError
 from nas.executor import Executor, start
 from nas.ladder import Rung
 from nas.progress import Event, Listener, Progress
-from nas.proxy import Job, Setting, SpaceSpec, stand_ins_share
+from nas.proxy import Job, Setting, SpaceSpec
 from nas.records import Measurement
 from nas.search import POLICY, UNSURE, Candidates
 from nas.space import Architecture
@@ -134,10 +134,7 @@ class Forecast:
     ) -> None:
         self._config, self._data, self._candidates, self._slots = config, data, candidates, slots
         self._retrainings = retrainings
-        lowest = ladder.proxy_rung(config, len(data.train))
-        shape, classes = candidates.input_shape, candidates.classes
-        share = stand_ins_share(candidates.space, lowest, shape, classes, config.seed)
-        self._rungs = ladder.rungs(config, len(data.train), share=share)
+        self._rungs = rungs_of(config, candidates.space, data)
         self._speed, self._probes = probes.speed(len(data.validation) * self._rungs[0].share), probes
         self._everything = len(data.train_and_validation())
         self._final = ladder.retrain_rung(config, self._everything)
