@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from nas.calibration import proxy_tau
 from nas.config.sections import FEWEST_TO_CALIBRATE
+from nas.errors import InputError
 from nas.ladder.ranker import FREE, Observations, Pool, Ranker
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.records import Entry, Measurement
+from nas.space import Architecture
 
 NOISE = 0.05
 """Variance between seeds of one network, as a share of that between networks."""
@@ -74,11 +75,21 @@ def calibrated(
     truths = {m.key: m.signals["truth_accuracy"] for m in done if m.rung == full and m.key in lowest}
     if len(truths) < FEWEST_TO_CALIBRATE:
         return None
+    from nas.calibration import proxy_tau  # pandas and scipy: a second, at the start of every search
+
     tau = proxy_tau([_score(lowest[key], objective) for key in truths], list(truths.values()))
     ladder = [*rungs, full]
     observed = [m for m in done if m.rung in ladder and m.key in lowest]
     predictions = _predictions(list(lowest.values()), observed, ladder, truths, objective, images)
     return Calibrated(tau.value, tau.low, tau.high, len(truths), predictions)
+
+
+def spread(scored: Sequence[Measurement], kind: type[Architecture], count: int) -> tuple[Architecture, ...]:
+    """So many of these measured architectures, best first, spread evenly from the best to the worst."""
+    if len(scored) < count:
+        raise InputError(f"{count} architectures were asked for, but only {len(scored)} have been measured")
+    places = np.linspace(0, len(scored) - 1, count).round().astype(int)
+    return tuple(kind.from_json(scored[place].architecture) for place in places)
 
 
 def _predictions(

@@ -11,7 +11,7 @@ from torch import nn
 
 from nas import complexity, leaderboard, pruned, retrained
 from nas import retrain as retraining
-from nas.calibrated import calibrated
+from nas.calibrated import calibrated, spread
 from nas.config import Config, Recipe
 from nas.data import Data
 from nas.driver import Driver
@@ -25,7 +25,6 @@ from nas.records import Measurement, existing_records
 from nas.retrained import winner
 from nas.search import Search
 from nas.space import Architecture, SearchSpace
-from nas.truth import spread
 from nas.weights import Weights, start_from
 
 SEARCHED = 0.6

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from nas import ladder, leaderboard, retrain
+from nas.calibrated import spread
 from nas.config import Config, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, load, load_for_truth
 from nas.driver import check_usable
@@ -218,14 +218,6 @@ def random_architectures(space: SearchSpace, count: int, seed: int) -> tuple[Arc
         if len(found) == count:
             return tuple(found.values())
     raise InputError(f"the space has only {len(found)} different architectures among {100 * count} random ones")
-
-
-def spread(scored: Sequence[Measurement], kind: type[Architecture], count: int) -> tuple[Architecture, ...]:
-    """So many of these measured architectures, best first, spread evenly from the best to the worst."""
-    if len(scored) < count:
-        raise InputError(f"{count} architectures were asked for, but only {len(scored)} have been measured")
-    places = np.linspace(0, len(scored) - 1, count).round().astype(int)
-    return tuple(kind.from_json(scored[place].architecture) for place in places)
 
 
 def collect(

@@ -141,7 +141,7 @@ class DeepSupervision(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Any, list[Tensor]]:
         if not self.built:
-            self.build(x)
+            _uncompiled(self.build)(x)
         if not self.towers:
             return self.network(x), []
         with listening(self.network, self.taps) as heard:
@@ -184,7 +184,6 @@ class DeepSupervision(nn.Module):
             inputs += tower.parameters()
         return found
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def build(self, example: Tensor) -> None:
         """Build the towers to fit a batch of images; neither network nor random state change."""
         images = example.detach()[:2]
@@ -268,3 +267,8 @@ def _adopted(tower: nn.Module, unbuilt: nn.Module) -> nn.Module:
         parent, _, last = name.rpartition(".")
         setattr(tower.get_submodule(parent), last, one)
     return tower
+
+
+def _uncompiled(call: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """The call, out of `torch.compile`'s sight; not a decorator, for which torch imports its compiler (a second)."""
+    return torch.compiler.disable(call) if torch.compiler.is_compiling() else call  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from nas.space import Architecture, SearchSpace, Shape, Trial
@@ -32,7 +33,8 @@ class Tiny(nn.Module):
         self.linear = nn.Linear(4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and (path := os.environ.get(STARTED)) and x.device.type != "meta" and not Path(path).exists():
+        path = os.environ.get(STARTED)
+        if path and torch.is_grad_enabled() and not Path(path).exists():  # dry runs and counts need no gradient
             Path(path).write_text(str(time.time()))
         return self.linear(self.cell(x).mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
