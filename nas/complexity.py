@@ -152,19 +152,24 @@ def _at_inference(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def violations(limits: SearchConfig, found: Mapping[str, float], max_flops: int | None = None) -> dict[str, float]:
-    """By how much each set limit is exceeded, as a share of it (feasible at 0 or less).
-
-    `found` holds any of params, flops, latency_ms and activation_bytes; limits on what it does not hold are not judged.
-    `max_flops` stands in for the one that the person did not set.
-    """
+def in_force(limits: SearchConfig, max_flops: int | None = None) -> dict[str, float]:
+    """The limits that are set; `max_flops` stands in for the one that the person did not set."""
     allowed = {
         "params": limits.max_params,
         "flops": limits.max_flops or max_flops,
         "latency_ms": limits.max_latency,
         "activation_bytes": limits.max_memory,
     }
-    return {name: found[name] / limit - 1 for name, limit in allowed.items() if limit is not None and name in found}
+    return {name: float(limit) for name, limit in allowed.items() if limit is not None}
+
+
+def violations(limits: SearchConfig, found: Mapping[str, float], max_flops: int | None = None) -> dict[str, float]:
+    """By how much each set limit is exceeded, as a share of it (feasible at 0 or less).
+
+    `found` holds any of params, flops, latency_ms and activation_bytes; limits on what it does not hold are not judged.
+    `max_flops` stands in for the one that the person did not set.
+    """
+    return {name: found[name] / limit - 1 for name, limit in in_force(limits, max_flops).items() if name in found}
 
 
 def cause(excess: Mapping[str, float], found: Mapping[str, float]) -> str | None:

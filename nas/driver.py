@@ -6,6 +6,7 @@ Everything a person gave is checked before anything is written; then the lease i
 from __future__ import annotations
 
 import hashlib
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
@@ -141,7 +142,7 @@ def driving(
     space = spec.load()
     began = existing_records(config.database, config.experiment)
     full = None if began is None else began.fact("full_epochs_at_start")  # another [retrain] moves no rung
-    loading = _in_background(lambda: load(config.data, progress=sys.stderr.isatty()))  # Ray takes seconds to start
+    loading = _in_background(lambda: _prepared(config))  # Ray takes seconds to start
     if wait([loading], timeout=0.2).done:
         loading.result()  # a wrong name shows at once
     with executor.start(executor_of(config) if workers else ExecutorConfig(kind="in-process")) as pool:
@@ -190,6 +191,13 @@ def executor_of(config: Config) -> ExecutorConfig:
     if config.search.time is None or given.retrain_workers is not None:
         return given
     return given.model_copy(update={"retrain_workers": 1})
+
+
+def _prepared(config: Config) -> Data:
+    """The data; and torch's compiler imported, for a second, which counting on the meta device wants."""
+    data = load(config.data, progress=sys.stderr.isatty())
+    importlib.import_module("torch._dynamo")
+    return data
 
 
 def _in_background(call: Callable[[], Data]) -> Future[Data]:

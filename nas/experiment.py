@@ -85,7 +85,7 @@ class Experiment:
     ) -> Experiment:
         """An experiment that exists, by name; None: the one that was worked on last.
 
-        `assignments` (``section.key=value``) change its config for what is done now.
+        `assignments` (``section.key=value``) change its config, from now on where something is done with it.
         """
         folder = results / name if name is not None else _latest(results)
         file = folder / "config.toml"
@@ -110,8 +110,10 @@ class Experiment:
         """
         if what is None or (results / what / "config.toml").is_file():
             own = cls.open(what, results, assignments).config
-            if data in (None, own.data.name) and name in (None, own.name):
-                return cls(config=own)
+            same = data is None or Path(data) == Path(own.data.name)  # photos and photos/ alike
+            if same and name in (None, own.name):
+                there = {} if data_dir is None else {"data__dir": str(data_dir)}
+                return cls(config=own, **there)
             what, file = own.experiment, own.folder / "config.toml"
         else:
             file = Path(what)
@@ -136,10 +138,12 @@ class Experiment:
         from nas import pipeline
         from nas.driver import driving
 
-        with driving(self.config, self.listen) as driver:
+        def usable(space: SearchSpace, data: Data) -> None:
+            pipeline.check_export(self.config.export, self.folder / "export")
+
+        with driving(self.config, self.listen, usable=usable) as driver:
             pipeline.search(driver, share=self.config.search.share)
             pipeline.retrain(driver, within_budget=True)
-            driver.executor.close()
             return pipeline.export(driver)
 
     def search(
@@ -195,6 +199,7 @@ class Experiment:
         pipeline.check_together(ensemble, early_exit, prune)
 
         def usable(space: SearchSpace, data: Data) -> None:
+            pipeline.check_exportable(self.config, folder, ensemble, early_exit)
             if prune is not None:
                 pruned.check(self.config, space, data, prune)
 

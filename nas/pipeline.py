@@ -13,13 +13,15 @@ from nas import complexity, leaderboard, pruned, retrained
 from nas import retrain as retraining
 from nas.calibrated import calibrated, spread
 from nas.config import Config, Recipe
+from nas.config.sections import FEWEST_TO_CALIBRATE
 from nas.data import Data
 from nas.driver import Driver
 from nas.errors import ExperimentError, InputError, SearchError
 from nas.export import Ensemble, Exported, Facts
+from nas.export import check as check_export
 from nas.export import export as write_export
 from nas.ladder import Rung
-from nas.progress import Progress
+from nas.progress import Progress, counted
 from nas.proxy import Job
 from nas.records import Measurement, existing_records
 from nas.retrained import winner
@@ -40,11 +42,14 @@ def search(driver: Driver, share: float | None = None) -> Progress:
     driver.give_proxies()
     max_flops = _flops_within_budget(driver, 1 - share) if share is not None else _remembered_flops(driver)
     trials = DEFAULT_TRIALS if wanted.trials is None and wanted.time is None else wanted.trials
-    driver.say(f"Searching {_count(driver.space.size())} architectures on {driver.executor.slots} workers")
+    driver.say(f"Searching {_count(driver.space.size())} architectures on {counted(driver.executor.slots, 'worker')}")
     if driver.config.ladder.rungs > 1 and len(driver.rungs) == 1:
-        driver.say(f"Nobody is trained for longer: the proxy's {driver.proxy.epochs} epochs are near full training's")
+        full = driver.full_rung().epochs
+        driver.say(f"Nobody is trained for longer: a proxy has {driver.proxy.epochs} of full training's {full} epochs")
     if driver.budget.left_to_search(1.0 if share is None else share) == 0:
         driver.say(f"The search's part of search.time ({wanted.time:g} s) is spent: a longer one goes on")
+    if driver.proxy.stands_in:
+        driver.say("Smaller stand-ins are trained in the candidates' place (proxy.shrink, proxy.width)")
     loop = Search(
         driver.candidates(max_flops),
         driver.rungs,
@@ -71,6 +76,9 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
     config, records = driver.config, driver.records
     ranked = leaderboard.in_order(records.all(), [one.key for one in driver.rungs], config.search.objectives[0])
     chosen = spread(ranked, driver.space.architecture_type, min(config.search.calibrate, len(ranked)))
+    if len(chosen) < FEWEST_TO_CALIBRATE:
+        driver.say(f"Too few candidates to calibrate by: {len(chosen)}, at least {FEWEST_TO_CALIBRATE} are needed")
+        return
     left = driver.budget.left_to_search(share)
     rung = driver.full_rung()
     if left is not None:
@@ -84,7 +92,9 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
             decided = {"time": driver.budget.seconds, "value": fit}
             records.set_fact("full_epochs", decided)
         rung = driver.full_rung(int(decided["value"]))
-    driver.say(f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {rung.epochs} epochs")
+    driver.say(
+        f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {counted(rung.epochs, 'epoch')}"
+    )
     driver.measure({Job.of(one, rung, config.seed): "fully" for one in chosen}, "calibrate")
     rungs, count = [one.key for one in driver.rungs], len(driver.data.train)
     images = [one.effort * min(one.recipe.images or count, count) for one in (*driver.rungs, rung)]
@@ -121,7 +131,7 @@ def retrain(
     jobs = retraining.jobs(chosen[0], rung, config.seed, config.retrain.seeds, rows, chosen[1:])
     there = f", {known} of them made before" if (known := driver.known(jobs)) else ""
     start = f" from {init.name}" if init else ""
-    driver.say(f"Retraining: {len(jobs)} trainings of {rung.epochs} epochs{start}{there}")
+    driver.say(f"Retraining: {counted(len(jobs), 'training')} of {counted(rung.epochs, 'epoch')}{start}{there}")
     driver.give_everything(*([] if init is None else [init]))
     measured = driver.measure(jobs, "retrain")
     own = [m for m in measured if m.key == chosen[0].key]
@@ -191,6 +201,8 @@ def export(
     with `prune`, the winner without that share of its multiply-adds, fine-tuned.
     """
     data, found = driver.data, retrained.trained(driver.config, driver.records)
+    if prune is None:
+        driver.executor.close()  # nothing is trained: the whole machine is for verifying
     smaller = None if prune is None else pruned.fine_tuned(driver, prune)
     seeds = next(iter(found.values())) if smaller is None else smaller.seeds
     members = seeds[:1] if ensemble is None else retrained.members(found, ensemble)
@@ -207,6 +219,18 @@ def export(
     driver.say(f"Exporting {what} and verifying on {len(data.test)} test images")
     folder = driver.config.folder / "export" if folder is None else folder
     return write_export(model, facts, data.test.pixels, folder, driver.config.export, data.test.labels)
+
+
+def check_exportable(
+    config: Config, folder: Path | None = None, ensemble: int | None = None, early_exit: bool = False
+) -> None:
+    """Raises an InputError, before anything is written, where there is nothing to export, or no place for it."""
+    check_export(config.export, config.folder / "export" if folder is None else folder)
+    found = retrained.trained(config, existing_records(config.database, config.experiment))
+    if ensemble is not None:
+        retrained.members(found, ensemble)
+    if early_exit:
+        retrained.check_exits(next(iter(found.values()))[0])
 
 
 def check_together(ensemble: int | None, early_exit: bool, prune: float | None) -> None:
@@ -263,15 +287,17 @@ def _remembered_flops(driver: Driver) -> int | None:
 
 
 def _flops_within_budget(driver: Driver, share: float) -> int | None:
-    """With a time budget and no limit on FLOPs: the largest networks that a share of it retrains; else None.
+    """Without a limit on FLOPs: the largest networks that a share of the time budget retrains; None: as they come.
 
     Decided once for a budget, from the speed of one reference, and remembered, so that a resumed search keeps to it.
     More time raises it; less does not lower it, for candidates are measured already. It is never below what that
     reference has: where even that cannot be retrained to the end, the epochs of retraining are cut.
     """
     config, records = driver.config, driver.records
-    if config.search.time is None or config.search.max_flops is not None:
+    if config.search.max_flops is not None:
         return None
+    if config.search.time is None:
+        return _remembered_flops(driver)
     remembered = records.fact("max_flops", {"time": None, "value": 0})
     if remembered["time"] == config.search.time:
         return int(remembered["value"])

@@ -36,6 +36,11 @@ class Event:
 Listener = Callable[[Event], None]
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class Budget:
     """Seconds to spend, counted over all runs of an experiment: a resumed one goes on with what was left.
 

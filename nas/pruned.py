@@ -15,6 +15,7 @@ from nas.driver import Driver
 from nas.errors import SearchError
 from nas.export import Compared, Facts, side_by_side
 from nas.ladder import Rung
+from nas.progress import counted
 from nas.proxy import Job
 from nas.records import Measurement, Records, existing_records
 from nas.space import Architecture, SearchSpace
@@ -65,8 +66,9 @@ def fine_tuned(driver: Driver, share: float) -> Pruned:
     removed = 1 - small.flops / small.originals[0].signals["flops"]
     there = f"; {known} of them made before" if (known := driver.known(jobs)) else ""
     driver.say(
-        f"Pruning: {removed:.1%} of the multiply-adds removed; fine-tuning for {rungs[0].epochs} epochs from "
-        f"{len(seeds)} seeds; {len(jobs) - len(seeds)} trainings of {full.epochs} epochs to compare with{there}"
+        f"Pruning: {removed:.1%} of the multiply-adds removed; fine-tuning for "
+        f"{counted(rungs[0].epochs, 'epoch')} from {counted(len(seeds), 'seed')}; "
+        f"{counted(len(jobs) - len(seeds), 'training')} of {counted(full.epochs, 'epoch')} to compare with{there}"
     )
     driver.give_everything(*small.inits)
     made = {(one.key, one.rung, one.seed): one for one in driver.measure(jobs, "prune")}

@@ -7,6 +7,7 @@ written once: adding it again changes nothing. Only the driver writes.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sql
 
-from nas.errors import ConfigError
+from nas.errors import ConfigError, InputError
 
 Status = Literal["done", "failed", "infeasible"]
 
@@ -71,6 +72,16 @@ _facts = sql.Table(
     sql.Column("name", sql.String(64), primary_key=True),
     sql.Column("value", sql.Text, nullable=False),
 )
+
+
+def check_place(folder: Path) -> None:
+    """Raises InputError where a folder can neither be made nor written to. Makes nothing."""
+    place = folder.absolute()
+    there = next(one for one in (place, *place.parents) if one.exists())
+    if not there.is_dir():
+        raise InputError(f"cannot write to {str(folder)!r}: {str(there)!r} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {str(folder)!r}: no permission for {str(there)!r}")
 
 
 def open_database(url: str) -> sql.Engine:

@@ -89,10 +89,15 @@ def rung(driver: Driver) -> Rung:
     return Rung(now.name, Recipe.model_validate(fact["recipe"]), TowersConfig.model_validate(towers), final=True)
 
 
-def with_exits(driver: Driver, bare: nn.Module, one: Measurement) -> EarlyExits:
-    """The network with the towers it was retrained with; raises InputError where there are none to exit from."""
+def check_exits(one: Measurement) -> None:
+    """Raises InputError where there are no towers to exit from."""
     if not one.towers:
         raise InputError("--early-exit needs towers, and the network was retrained without any")
+
+
+def with_exits(driver: Driver, bare: nn.Module, one: Measurement) -> EarlyExits:
+    """The network with the towers it was retrained with; raises InputError where one can be no exit."""
+    check_exits(one)
     data = driver.data
     supervised = auxiliary.supervise(
         bare, driver.config.towers, data.input_shape, len(data.classes), 0, data.coarse, data.classes

@@ -76,6 +76,11 @@ class Candidates:
         sizes = {"params": float(found.params), "flops": float(found.flops)}
         return sizes if found.memory is None else sizes | {"activation_bytes": float(found.memory)}
 
+    @property
+    def limited_by(self) -> tuple[str, ...]:
+        """The names of the limits that are set."""
+        return tuple(complexity.in_force(self.limits, self.max_flops))
+
     def beyond(self, sizes: Mapping[str, float]) -> tuple[dict[str, float], str | None]:
         """By how much these sizes exceed the limits, and the cause in words."""
         excess = complexity.violations(self.limits, sizes, self.max_flops)
@@ -137,6 +142,7 @@ class Search:
         self._total, self._share = trials, share
         self._ladder = self._make_ladder()
         self._budget.enter(search=True)
+        self._study.limited_by(self._candidates.limited_by)
         for name in self._warm_start():
             self._study.enqueue(self._candidates.space.named()[name])
         for asked in self._study.running(self._candidates.space):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -67,6 +67,7 @@ class Study:
     def __init__(self, engine: sql.Engine, name: str, objectives: Sequence[str], sampler: str, seed: int) -> None:
         self._engine = engine
         self._name = name
+        self._objectives = tuple(objectives)
         self._study = load(engine, name, objectives)
         self._noted = dict(_noted(self._study))
         self._sampler = sampler
@@ -128,6 +129,13 @@ class Study:
             if name not in said:
                 trial.set_constraint(name, value)
 
+    def limited_by(self, names: Collection[str]) -> None:
+        """The limits from now on: trials from before one of them keep to it, for samplers want the same of all (gp)."""
+        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if any(set(names) - set(trial.constraints) for trial in done):
+            self._study = load(self._engine, self._name, self._objectives, names)
+            self._known_space, self._asked = None, {}
+
     def running(self, space: SearchSpace) -> list[Asked]:
         """Proposals of an earlier driver that were never told, to be measured now."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -165,8 +173,11 @@ class Study:
             connection.execute(_trials.insert(), values)
 
 
-def load(engine: sql.Engine, name: str, objectives: Sequence[str]) -> optuna.Study:
-    """The study as it was written down, in memory, as for Optuna's plots and importances; empty where there is none."""
+def load(engine: sql.Engine, name: str, objectives: Sequence[str], limits: Collection[str] = ()) -> optuna.Study:
+    """The study as it was written down, in memory, as for Optuna's plots and importances; empty where there is none.
+
+    A trial that says nothing of one of the `limits` is said to keep to it.
+    """
     study = optuna.create_study(
         study_name=name,
         directions=["maximize" if one in HIGHER_IS_BETTER else "minimize" for one in objectives],
@@ -177,7 +188,10 @@ def load(engine: sql.Engine, name: str, objectives: Sequence[str]) -> optuna.Stu
                 study._storage.set_study_system_attr(study._study_id, key, value)
             continue
         missing = number - len(study.get_trials(deepcopy=False))
-        study.add_trials([optuna.create_trial(state=TrialState.FAIL)] * missing + [_trial_of(text)])
+        trial = _trial_of(text)
+        for limit in set(limits) - set(trial.constraints if trial.state == TrialState.COMPLETE else limits):
+            trial.set_constraint(limit, -1.0)
+        study.add_trials([optuna.create_trial(state=TrialState.FAIL)] * missing + [trial])
     return study
 
 

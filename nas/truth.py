@@ -27,7 +27,7 @@ from nas.ladder import Rung
 from nas.lease import Lease
 from nas.progress import Budget, Listener
 from nas.proxy import Job, Setting, SpaceSpec
-from nas.records import Measurement, Records, existing_records, open_database
+from nas.records import Measurement, Records, check_place, existing_records, open_database
 from nas.space import Architecture, SearchSpace
 
 PROXY_SEEDS = 1000
@@ -106,6 +106,7 @@ def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Pa
     without towers. Goes on where it was stopped; refuses, with an ExperimentError, to mix what was asked for before
     with another space or other images.
     """
+    check_place(folder)
     spec = SpaceSpec.of(config.space.name, config.space.settings)
     space = spec.load()
     measured = _measured(config) if wanted.spread else []
@@ -213,7 +214,10 @@ def random_architectures(space: SearchSpace, count: int, seed: int) -> tuple[Arc
     """Different random architectures; the first of many are the same as few. Raises InputError where there are not."""
     found: dict[str, Architecture] = {}
     for attempt in range(100 * count):
-        architecture = space.random(1_000_003 * seed + attempt)
+        try:
+            architecture = space.random(1_000_003 * seed + attempt)
+        except Exception:  # a third-party space may raise anything, and its other points may be sound
+            continue
         found.setdefault(architecture.key, architecture)
         if len(found) == count:
             return tuple(found.values())

@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from nas.errors import SpaceError
 from nas.space import Architecture, SearchSpace, Shape, SpaceSettings, Trial
+from search_spaces.concatenation import concatenated
 
 FiveKind = Literal["5x5", "3x3+3x3", "1x7+7x1"]
 PoolKind = Literal["max", "avg"]
@@ -143,29 +143,15 @@ class Cell(nn.Module):
             self.pool = nn.Sequential(pooling, ConvUnit(inputs, a.pool, (1, 1), batch_norm=batch_norm))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts: dict[str, Tensor] = {}
-        present = {name: share for name, share in zip(("one", "three", "five"), self.shares, strict=True) if share}
-        if present:  # only these are split: an absent one would get a gradient of zeros in another memory format
-            parts = dict(zip(present, self.siblings(x).split(list(present.values()), dim=1), strict=True))
-        branches = [self.get_submodule(name)(part) if name != "one" else part for name, part in parts.items()]
+        branches = []
+        present = [(name, share) for name, share in zip(("one", "three", "five"), self.shares, strict=True) if share]
+        if present:  # only these are split: an absent one's gradient would be zeros in another memory format
+            pieces = self.siblings(x).split([share for _, share in present], dim=1)
+            for number, (name, _) in enumerate(present):
+                branches.append(pieces[number] if name == "one" else self.get_submodule(name)(pieces[number]))
         if self.pools:
             branches.append(self.pool(x))
-        return branches[0] if len(branches) == 1 else _side_by_side(branches)
-
-
-def _side_by_side(branches: list[Tensor]) -> Tensor:
-    """Maps concatenated by channel. On a CPU each one's gradient is copied out of the whole's before it goes on: the
-    backward pass of ReLU takes up to 20 times as long on a slice of channels.
-    """
-    for one in branches:
-        if one.requires_grad and one.device.type == "cpu":
-            one.register_hook(_dense)  # type: ignore[no-untyped-call]
-    return torch.cat(branches, 1)
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    """A copy without gaps where a pixel's channels lie together (channels-last)."""
-    return gradient.contiguous(memory_format=torch.channels_last) if gradient.stride(1) == 1 else gradient
+        return branches[0] if len(branches) == 1 else concatenated(branches)
 
 
 class InceptionNetwork(nn.Module):

@@ -281,6 +281,15 @@ def test_compiled_it_gives_what_it_gives_eager() -> None:
     assert not any(module._forward_hooks for module in twin.network.modules())
 
 
+def test_towers_not_built_yet_are_built_within_a_compiled_call() -> None:
+    model = attach(ResNet(), ["layer2", "layer3"])
+    losses = model.losses(torch.compile(model, backend="eager")(IMAGES), LABELS)
+    losses.backward()
+    assert model.built
+    assert len(losses.towers) == 2
+    assert all(parameter.grad is not None for parameter in model.towers.parameters())
+
+
 def test_under_autocast_and_channels_last() -> None:
     model = attach(ResNet(), ["layer2"], IMAGES).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):

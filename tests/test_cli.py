@@ -102,6 +102,9 @@ def test_lists(nas: Command, folder: Path) -> None:
         (["run", "--set", "towers.placement=[40]"], "cell 40"),
         (["run", "--set", 'search.warm_start=["nobody"]'], "nobody"),
         (["run", "--set", "storage=nosuch://x"], "storage"),
+        (["run", "--set", "export.opset=99"], "export.opset"),
+        (["calibrate", "collect", "--to", __file__], "is a file"),
+        (["calibrate", "report", "none.csv", "--to", f"{__file__}/x"], "is a file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(nas: Command, words: list[str], named: str, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from nas import config as configuration
 from nas import executor
 from nas.data import load
 from nas.driver import executor_of
-from nas.errors import ConfigError, ExperimentError, SearchError, SpaceError
+from nas.errors import ConfigError, DataError, ExperimentError, InputError, SearchError, SpaceError
 from nas.progress import Event
+from nas.records import existing_records
 
 SMALL: dict[str, Any] = {
     "executor.kind": "in-process",
@@ -200,6 +201,51 @@ def test_where_time_is_short_epochs_are_cut_and_candidates_remain(tmp_path: Path
     assert experiment.leaderboard()[0].test_accuracy is not None
 
 
+def test_a_limit_that_a_time_budget_set_stays_where_no_time_is_given(tmp_path: Path) -> None:
+    small(tmp_path, search__time=3.0, search__trials=1, retrain__epochs=100, retrain__seeds=1).run()
+    experiment = small(tmp_path, search__trials=8, retrain__references=False, retrain__seeds=1)
+    records = existing_records(experiment.config.database, "small")
+    assert records is not None
+    limit = records.fact("max_flops")["value"]
+    lower = min(row.flops for row in experiment.leaderboard() if row.flops)
+    records.set_fact("max_flops", {"time": 3.0, "value": lower})  # so low that most candidates are beyond it
+    assert limit >= lower
+    experiment.run()
+    assert all(row.flops <= lower for row in experiment.leaderboard() if row.name.startswith("trial") and row.flops)
+
+
+def test_an_export_that_has_no_place_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    experiment = small(tmp_path, search__trials=1, retrain__references=False, retrain__seeds=1)
+    with pytest.raises(ExperimentError, match="not retrained yet"):
+        experiment.export()
+    experiment.search()
+    experiment.retrain()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"")
+    records = existing_records(experiment.config.database, "small")
+    assert records is not None
+    before = len(records.all())
+    for folder, wrong in (
+        ("photos", "holds 'cat.png'"),
+        ("photos/cat.png", "is a file"),
+        ("photos/cat.png/x", "a file"),
+    ):
+        with pytest.raises(InputError, match=wrong):
+            experiment.export(tmp_path / folder, prune=0.5)
+    with pytest.raises(ConfigError, match=r"export\.opset = 99"):
+        small(tmp_path, export__opset=99).run()
+    assert len(records.all()) == before
+
+
+def test_where_data_lie_can_be_told_when_retraining(tmp_path: Path) -> None:
+    own = nas.Experiment("mine", data="photos/", results=str(tmp_path))
+    own.folder.mkdir()
+    (own.folder / "config.toml").write_text(configuration.explained(own.config))
+    moved = nas.Experiment.to_retrain("mine", tmp_path, data="photos", data_dir=tmp_path / "disk")
+    assert moved.config.experiment == "mine"
+    assert moved.config.data.dir == tmp_path / "disk"
+
+
 def test_a_retraining_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
     experiment = small(tmp_path, search__trials=1, retrain__references=False, retrain__seeds=1)
     experiment.search()
@@ -257,7 +303,7 @@ def test_bad_input_writes_nothing(tmp_path: Path) -> None:
         small(tmp_path, space="incption").search()
     with pytest.raises(ConfigError):
         small(tmp_path, search__trials=-1)
-    with pytest.raises(Exception, match="digitz"):
+    with pytest.raises(DataError, match="digitz"):
         small(tmp_path, data="digitz").search()
     assert not list(tmp_path.iterdir())
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 import search_spaces
 from nas.errors import SpaceError
+from nas.export import fold
 from nas.space import RandomTrial
 from search_spaces.inception import (
     FIVE_KINDS,
@@ -407,6 +408,7 @@ def separately(cell: Cell, a: CellArchitecture, x: Tensor, training: bool) -> tu
     pool_kind=st.sampled_from(POOL_KINDS),
     batch_norm=st.booleans(),
     training=st.booleans(),
+    channels_last=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_fused_siblings_compute_what_separate_convolutions_compute(
@@ -418,6 +420,7 @@ def test_fused_siblings_compute_what_separate_convolutions_compute(
     pool_kind: str,
     batch_norm: bool,
     training: bool,
+    channels_last: bool,
     seed: int,
 ) -> None:
     if not one + three + five + pool:
@@ -444,7 +447,8 @@ def test_fused_siblings_compute_what_separate_convolutions_compute(
         elif isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.normal_(module.bias)
     cell.train(training)
-    x = torch.randn(4, 6, 7, 5)
+    x = torch.randn(4, 6, 7, 5).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    x.requires_grad_()
     expected, statistics = separately(cell, architecture, x, training)  # leaves the siblings' own statistics alone
     found = cell(x)
     assert found.shape == (4, architecture.width, 7, 5)
@@ -452,6 +456,35 @@ def test_fused_siblings_compute_what_separate_convolutions_compute(
     if statistics is not None:
         norm = cell.siblings.norm
         torch.testing.assert_close(torch.stack([norm.running_mean, norm.running_var]), statistics)
+    weight = torch.randn_like(found)
+    inputs = [x, *cell.parameters()]
+    ours = torch.autograd.grad((weight * found).sum(), inputs)
+    theirs = torch.autograd.grad((weight * expected).sum(), inputs)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+def test_every_batch_norm_of_a_network_can_be_folded() -> None:
+    """torch.fx must be able to trace a cell, or exports would keep their batch norms, with no more than a note."""
+    inception = space()
+    network = inception.build(inception.random(0), (1, 28, 28), 10)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert fold(network)[1] == f"folded: {norms} of {norms}"
+
+
+@pytest.mark.parametrize("one", [0, 8])
+def test_gradients_reach_every_relu_without_gaps(one: int) -> None:
+    """ReLU's backward pass is many times slower on a slice of channels; the values are the same."""
+    sizes = {"one": one, "three": 8, "three_reduce": 4, "five": 8, "five_reduce": 4, "pool": 4}
+    cell = Cell(CellArchitecture.model_validate(sizes), 6, batch_norm=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seen = []
+    for module in cell.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # so that a hook may listen
+            module.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
+    cell(torch.randn(4, 6, 7, 5).to(memory_format=torch.channels_last)).square().sum().backward()
+    assert len(seen) == 5
+    assert all(gradient.is_contiguous(memory_format=torch.channels_last) for gradient in seen)
 
 
 # ------------------------------------------------------------------------------------------------- settings

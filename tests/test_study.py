@@ -107,6 +107,17 @@ def advance(study: Study, count: int) -> list[Asked]:
     return found
 
 
+def test_a_limit_that_comes_later_does_not_end_what_the_gaussian_process_learns(new: Callable[..., Study]) -> None:
+    """Its trials must all have the same constraints; it would fail at each proposal, and random ones take its place."""
+    advance(new("gp"), 11)
+    study = new("gp")
+    study.limited_by(["flops"])
+    for _ in range(2):
+        asked = study.ask(GRID)
+        study.constrain(asked.number, {"flops": -0.5})
+        study.tell(asked.number, [loss(asked)])
+
+
 # --------------------------------------------------------------------------------------------- proposals
 
 

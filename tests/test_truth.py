@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -171,6 +172,16 @@ def test_a_space_with_too_few_architectures_is_refused() -> None:
     space = InceptionSpace(InceptionSettings.model_validate(few))
     with pytest.raises(InputError, match="the space has only 15 different architectures"):
         truth.random_architectures(space, 16, 0)
+
+
+def test_architectures_that_cannot_be_drawn_are_passed_over() -> None:
+    class Picky(InceptionSpace):
+        def random(self, seed: int) -> Any:
+            if seed % 3 == 0:
+                raise ValueError("not today")
+            return super().random(seed)
+
+    assert len(truth.random_architectures(Picky(InceptionSettings()), 6, 0)) == 6
 
 
 def test_fewer_architectures_are_the_first_of_many() -> None:

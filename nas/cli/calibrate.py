@@ -27,7 +27,6 @@ from nas.cli.options import (
     out,
     watching,
 )
-from nas.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,9 +109,10 @@ def report(
 ) -> None:
     """Tau of every signal at every rung, with intervals, beside the ceiling and what costs nothing."""
     from nas import calibration
+    from nas.records import check_place
 
-    if to is not None and to.exists() and not to.is_dir():
-        raise InputError(f"{str(to)!r} is not a folder")
+    if to is not None:
+        check_place(to)
     found = calibration.calibrate(calibration.read(table), signal=signal, resamples=resamples, seed=seed)
     advice = calibration.recommend(found, tau=tau, of_ceiling=of_ceiling)
     if as_json:

@@ -25,6 +25,7 @@ from nas.cli.options import (
     out,
     watching,
 )
+from nas.progress import counted
 
 if TYPE_CHECKING:
     from nas.plan import Plan
@@ -61,14 +62,18 @@ def drawn(found: Plan) -> Table:
     table.add_column("what", overflow="fold")
     went_on = f", {found.promotions} of them again for longer" if found.promotions else ""
     parts = [
-        ("start", found.start_seconds, f"{found.workers} workers, the data, the first network"),
+        ("start", found.start_seconds, f"{counted(found.workers, 'worker')}, the data, the first network"),
         (
             "search",
             found.search_seconds,
-            f"{found.candidates} candidates{went_on}; {found.candidates_an_hour:,.0f} candidates an hour",
+            f"{counted(found.candidates, 'candidate')}{went_on}; {found.candidates_an_hour:,.0f} candidates an hour",
         ),
-        ("calibration", found.calibration_seconds, f"{found.calibrated} full trainings"),
-        ("retraining", found.retrain_seconds, f"{found.retrained} trainings of {found.epochs} epochs"),
+        ("calibration", found.calibration_seconds, counted(found.calibrated, "full training")),
+        (
+            "retraining",
+            found.retrain_seconds,
+            f"{counted(found.retrained, 'training')} of {counted(found.epochs, 'epoch')}",
+        ),
         ("all", found.seconds, f"{found.memory / 2**20:,.0f} MiB a worker"),
     ]
     for name, seconds, what in parts:

@@ -34,8 +34,20 @@ from nas.export import card, files, verification
 from nas.export.composed import EarlyExits, Ensemble
 from nas.export.facts import Check, Compared, Exported, Facts, Labels, Pixels, Predict
 from nas.export.network import PixelNetwork, fold, still
+from nas.records import check_place
 
-__all__ = ["Check", "Compared", "EarlyExits", "Ensemble", "Exported", "Facts", "export", "fold", "side_by_side"]
+__all__ = [
+    "Check",
+    "Compared",
+    "EarlyExits",
+    "Ensemble",
+    "Exported",
+    "Facts",
+    "check",
+    "export",
+    "fold",
+    "side_by_side",
+]
 
 MANY = 64
 """Latency is measured of one image and of so many ..."""
@@ -93,6 +105,13 @@ def export(
         (partial / card.JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (partial / card.TEXT).write_text(card.markdown(content), encoding="utf-8")
     return Exported(folder, tuple(checks), content)
+
+
+def check(config: ExportConfig, folder: Path) -> None:
+    """Raises an InputError where an export cannot be written into `folder`, or not in the ONNX operator set wanted."""
+    check_place(folder)
+    _refuse_foreign(folder)
+    files.check_opset(config.opset)
 
 
 def side_by_side(

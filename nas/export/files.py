@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from nas.data.images import TaskName
-from nas.errors import JobError
+from nas.errors import ConfigError, JobError
 from nas.export.composed import EarlyExits
 from nas.export.facts import Facts, Logits, Pixels, Predict
 from nas.export.network import PixelNetwork, one_line
@@ -100,6 +100,12 @@ def write_pt2(
     except Exception as error:
         raise JobError(f"cannot write {PT2}: {one_line(error)}") from error
     return program
+
+
+def check_opset(opset: int) -> None:
+    """Raises ConfigError for an operator set that the installed ONNX does not know."""
+    if opset > (most := onnx.defs.onnx_opset_version()):
+        raise ConfigError(f"export.opset = {opset}: the installed ONNX knows operator sets up to {most}")
 
 
 def write_onnx(
