@@ -112,8 +112,8 @@ class Experiment:
             own = cls.open(what, results, assignments).config
             same = data is None or Path(data) == Path(own.data.name)  # photos and photos/ alike
             if same and name in (None, own.name):
-                there = {} if data_dir is None else {"data__dir": str(data_dir)}
-                return cls(config=own, **there)
+                there = own.data if data_dir is None else own.data.model_copy(update={"dir": data_dir})
+                return cls(config=own.model_copy(update={"data": there}))
             what, file = own.experiment, own.folder / "config.toml"
         else:
             file = Path(what)
@@ -135,11 +135,11 @@ class Experiment:
 
     def run(self) -> Exported:
         """Search, retrain, export. A time budget covers all of it."""
-        from nas import pipeline
+        from nas import export, pipeline
         from nas.driver import driving
 
         def usable(space: SearchSpace, data: Data) -> None:
-            pipeline.check_export(self.config.export, self.folder / "export")
+            export.check(self.config.export, self.folder / "export")
 
         with driving(self.config, self.listen, usable=usable) as driver:
             pipeline.search(driver, share=self.config.search.share)
