@@ -202,16 +202,17 @@ def test_where_time_is_short_epochs_are_cut_and_candidates_remain(tmp_path: Path
 
 
 def test_a_limit_that_a_time_budget_set_stays_where_no_time_is_given(tmp_path: Path) -> None:
-    small(tmp_path, search__time=3.0, search__trials=1, retrain__epochs=100, retrain__seeds=1).run()
-    experiment = small(tmp_path, search__trials=8, retrain__references=False, retrain__seeds=1)
+    experiment = small(tmp_path, search__trials=2, retrain__references=False, retrain__seeds=1)
+    experiment.search()
+    before = {row.key for row in experiment.leaderboard()}
     records = existing_records(experiment.config.database, "small")
     assert records is not None
-    limit = records.fact("max_flops")["value"]
-    lower = min(row.flops for row in experiment.leaderboard() if row.flops)
-    records.set_fact("max_flops", {"time": 3.0, "value": lower})  # so low that most candidates are beyond it
-    assert limit >= lower
-    experiment.run()
-    assert all(row.flops <= lower for row in experiment.leaderboard() if row.name.startswith("trial") and row.flops)
+    limit = 150_000  # the third proposal is beyond it
+    records.set_fact("max_flops", {"time": 60.0, "value": limit})  # as `nas run --time` leaves it
+    small(tmp_path, search__trials=5, retrain__references=False, retrain__seeds=1).run()
+    later = {row.key: row.flops for row in experiment.leaderboard() if row.key not in before}
+    assert len(later) == 3
+    assert all(flops is not None and flops <= limit for flops in later.values())
 
 
 def test_an_export_that_has_no_place_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
