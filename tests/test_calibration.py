@@ -477,7 +477,7 @@ def test_options_that_cannot_be_are_refused(table: pd.DataFrame, nas: Command, t
     for words, complaint in (
         (("--signal", "beauty"), "no proxy has the signal 'beauty'; there are: val_accuracy, val_loss"),
         (("--resamples", "0"), "resamples must be at least 2"),
-        (("--to", "file"), "'file' is not a folder"),
+        (("--to", "file"), "cannot write to 'file'"),
     ):
         refused = nas("calibrate", "report", "truth.parquet", *words, cwd=tmp_path)
         assert refused.returncode == 2

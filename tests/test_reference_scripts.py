@@ -35,6 +35,17 @@ def test_the_reference_table_in_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_thinner_networks_in_the_place_of_the_tables_own_in_small(tmp_path: Path) -> None:
+    words = ["thinner", "--small", "--architectures", "3", "--executor", "in-process"]
+    run("calibrate_reference", *words, "--folder", str(tmp_path), "--to", str(tmp_path))
+    found = pd.read_csv(tmp_path / "thinner.csv").set_index(["epochs", "width"])
+    assert list(found.index) == [(1, 0.5), (1, 1), (3, 0.5), (3, 1)]
+    assert found.loc[(3, 0.5), "cost"] < 0.6 * found.loc[(3, 1), "cost"]
+    behind = found.loc[(3, 0.5), "tau"] - found.loc[(3, 1), "tau"]
+    assert found.loc[(3, 0.5), "difference"] == pytest.approx(behind, abs=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hyperband", "tpe"])
 def test_the_baselines_find_something(tmp_path: Path, method: str) -> None:
     file = tmp_path / "found.json"

@@ -41,7 +41,7 @@ def folder(nas: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert nas("search", "--name", "e", *SMALL, "--trials", "3", cwd=cwd).returncode == 0
     done = nas("retrain", "e", "--top", "2", "--seeds", "2", cwd=cwd)
     assert done.returncode == 0, done.stderr
-    assert "Retraining: 4 trainings of 1 epochs" in done.stdout
+    assert "Retraining: 4 trainings of 1 epoch" in done.stdout
     return cwd
 
 
