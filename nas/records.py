@@ -77,7 +77,7 @@ _facts = sql.Table(
 def check_place(folder: Path) -> None:
     """Raises InputError where a folder can neither be made nor written to. Makes nothing."""
     place = folder.absolute()
-    there = next(one for one in (place, *place.parents) if one.exists())
+    there = next(one for one in (place, *place.parents) if os.path.exists(one))  # Path's raises without permission
     if not there.is_dir():
         raise InputError(f"cannot write to {str(folder)!r}: {str(there)!r} is a file")
     if not os.access(there, os.W_OK | os.X_OK):

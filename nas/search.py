@@ -142,7 +142,8 @@ class Search:
         self._total, self._share = trials, share
         self._ladder = self._make_ladder()
         self._budget.enter(search=True)
-        self._study.limited_by(self._candidates.limited_by)
+        known = {one.architecture: self._candidates.beyond(one.signals)[0] for one in self._known.values()}
+        self._study.limited_by(self._candidates.limited_by, known)
         for name in self._warm_start():
             self._study.enqueue(self._candidates.space.named()[name])
         for asked in self._study.running(self._candidates.space):

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -129,11 +130,13 @@ class Study:
             if name not in said:
                 trial.set_constraint(name, value)
 
-    def limited_by(self, names: Collection[str]) -> None:
-        """The limits from now on: trials from before one of them keep to it, for samplers want the same of all (gp)."""
+    def limited_by(self, limits: Sequence[str], excess: Mapping[str, Mapping[str, float]]) -> None:
+        """The limits from now on. Samplers want the same of all trials (gp: in the same order); those from before one
+        of them exceed it as `excess` says by architecture, or keep to it.
+        """
         done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if any(set(names) - set(trial.constraints) for trial in done):
-            self._study = load(self._engine, self._name, self._objectives, names)
+        if any(set(limits) - set(trial.constraints) for trial in done):
+            self._study = load(self._engine, self._name, self._objectives, limits, excess)
             self._known_space, self._asked = None, {}
 
     def running(self, space: SearchSpace) -> list[Asked]:
@@ -173,10 +176,16 @@ class Study:
             connection.execute(_trials.insert(), values)
 
 
-def load(engine: sql.Engine, name: str, objectives: Sequence[str], limits: Collection[str] = ()) -> optuna.Study:
+def load(
+    engine: sql.Engine,
+    name: str,
+    objectives: Sequence[str],
+    limits: Sequence[str] = (),
+    excess: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> optuna.Study:
     """The study as it was written down, in memory, as for Optuna's plots and importances; empty where there is none.
 
-    A trial that says nothing of one of the `limits` is said to keep to it.
+    `limits` and `excess` as in `Study.limited_by`.
     """
     study = optuna.create_study(
         study_name=name,
@@ -189,8 +198,8 @@ def load(engine: sql.Engine, name: str, objectives: Sequence[str], limits: Colle
             continue
         missing = number - len(study.get_trials(deepcopy=False))
         trial = _trial_of(text)
-        for limit in set(limits) - set(trial.constraints if trial.state == TrialState.COMPLETE else limits):
-            trial.set_constraint(limit, -1.0)
+        if limits and trial.state == TrialState.COMPLETE:
+            _constrain(trial, limits, excess.get(trial.user_attrs[ARCHITECTURE], {}))
         study.add_trials([optuna.create_trial(state=TrialState.FAIL)] * missing + [trial])
     return study
 
@@ -247,6 +256,15 @@ def _trial_of(text: str) -> FrozenTrial:
         system_attrs=table["system"],
         intermediate_values={},
     )
+
+
+def _constrain(trial: FrozenTrial, limits: Sequence[str], excess: Mapping[str, float]) -> None:
+    """Give the trial each limit, in this order; what it says of one stays."""
+    said = trial.constraints
+    for name in [name for name in trial.system_attrs if name.rpartition(":")[2] in said]:
+        del trial.system_attrs[name]
+    for limit in (*limits, *(name for name in said if name not in limits)):
+        trial.set_constraint(limit, said.get(limit, excess.get(limit, -1.0)))
 
 
 @lru_cache(maxsize=1000)

@@ -213,15 +213,18 @@ def full_arm(recipe: Recipe, readings: Sequence[int], seeds: int) -> Arm:
 def random_architectures(space: SearchSpace, count: int, seed: int) -> tuple[Architecture, ...]:
     """Different random architectures; the first of many are the same as few. Raises InputError where there are not."""
     found: dict[str, Architecture] = {}
+    problem: Exception | None = None
     for attempt in range(100 * count):
         try:
             architecture = space.random(1_000_003 * seed + attempt)
-        except Exception:  # a third-party space may raise anything, and its other points may be sound
+        except Exception as error:  # a third-party space may raise anything, and its other points may be sound
+            problem = problem or error
             continue
         found.setdefault(architecture.key, architecture)
         if len(found) == count:
             return tuple(found.values())
-    raise InputError(f"the space has only {len(found)} different architectures among {100 * count} random ones")
+    why = "" if problem is None else f"; the first that it could not make: {type(problem).__name__}: {problem}"
+    raise InputError(f"the space has only {len(found)} different architectures among {100 * count} random ones{why}")
 
 
 def collect(

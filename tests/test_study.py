@@ -109,13 +109,21 @@ def advance(study: Study, count: int) -> list[Asked]:
 
 def test_a_limit_that_comes_later_does_not_end_what_the_gaussian_process_learns(new: Callable[..., Study]) -> None:
     """Its trials must all have the same constraints; it would fail at each proposal, and random ones take its place."""
-    advance(new("gp"), 11)
+    first = new("gp")
+    for _ in range(11):
+        asked = first.ask(GRID)
+        first.constrain(asked.number, {"latency_ms": -0.25})
+        first.tell(asked.number, [loss(asked)])
     study = new("gp")
-    study.limited_by(["flops"])
+    study.limited_by(["flops", "latency_ms"], {asked.architecture.to_json(): {"flops": 0.5, "latency_ms": 9.0}})
     for _ in range(2):
-        asked = study.ask(GRID)
-        study.constrain(asked.number, {"flops": -0.5})
-        study.tell(asked.number, [loss(asked)])
+        later = study.ask(GRID)
+        study.constrain(later.number, {"flops": -0.5, "latency_ms": -0.5})
+        study.tell(later.number, [loss(later)])
+    said = [list(trial.constraints.items()) for trial in study._study.get_trials()]
+    assert said[0] == [("flops", -1.0), ("latency_ms", -0.25)]  # the order is the one in which gp reads them
+    assert said[10] == [("flops", 0.5), ("latency_ms", -0.25)]
+    assert said[11] == [("flops", -0.5), ("latency_ms", -0.5)]
 
 
 # --------------------------------------------------------------------------------------------- proposals

@@ -110,6 +110,7 @@ def export(
 def check(config: ExportConfig, folder: Path) -> None:
     """Raises an InputError where an export cannot be written into `folder`, or not in the ONNX operator set wanted."""
     check_place(folder)
+    check_place(folder.resolve().parent)  # where it appears from
     _refuse_foreign(folder)
     files.check_opset(config.opset)
 

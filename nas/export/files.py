@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from nas.config import ExportConfig
 from nas.data.images import TaskName
 from nas.errors import ConfigError, JobError
 from nas.export.composed import EarlyExits
@@ -103,9 +105,16 @@ def write_pt2(
 
 
 def check_opset(opset: int) -> None:
-    """Raises ConfigError for an operator set that the installed ONNX does not know."""
-    if opset > (most := onnx.defs.onnx_opset_version()):
-        raise ConfigError(f"export.opset = {opset}: the installed ONNX knows operator sets up to {most}")
+    """Raises ConfigError for an operator set in which not even a network of one layer can be written."""
+    if opset == ExportConfig().opset:
+        return
+    with TemporaryDirectory() as folder:
+        model = PixelNetwork(nn.Flatten(), (0.0,), (1.0,))
+        program = write_pt2(Path(folder) / PT2, model, (1, 4, 4), {})
+        try:
+            write_onnx(Path(folder) / ONNX, program, opset, {})
+        except JobError as error:
+            raise ConfigError(f"export.opset = {opset}: {error}") from None
 
 
 def write_onnx(
