@@ -18,6 +18,7 @@ from typing import Any
 from nas import auxiliary, complexity, executor, ladder, task
 from nas import config as configuration
 from nas import retrain as retraining
+from nas.candidates import Candidates
 from nas.config import Config, ExecutorConfig
 from nas.data import Data, load
 from nas.errors import ConfigError, ExperimentError, InputError, SpaceError
@@ -27,7 +28,6 @@ from nas.lease import Lease
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Setting, SpaceSpec, stand_in, stand_ins_share
 from nas.records import Measurement, Records, existing_records, open_database
-from nas.search import Candidates
 from nas.space import SearchSpace
 from nas.study import Study
 from nas.weights import Weights

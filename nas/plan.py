@@ -16,16 +16,18 @@ from statistics import fmean, median
 import numpy as np
 
 from nas import ladder, pipeline, retrain
+from nas.candidates import Candidates
 from nas.config import Config, SearchConfig
 from nas.data import Data, load
 from nas.driver import check_usable, executor_of, rungs_of
 from nas.errors import JobError
 from nas.executor import Executor, start
 from nas.ladder import Rung
+from nas.pace import UNSURE
 from nas.progress import Event, Listener, Progress
 from nas.proxy import Job, Setting, SpaceSpec
 from nas.records import Measurement
-from nas.search import POLICY, UNSURE, Candidates
+from nas.search import POLICY
 from nas.space import Architecture
 
 DRAWN = 30

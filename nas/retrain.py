@@ -9,12 +9,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from nas.candidates import Candidates
 from nas.executor import Executor
 from nas.ladder import Rung
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job
 from nas.records import Measurement, Records
-from nas.search import Candidates
 from nas.space import Architecture
 
 RANDOM_REFERENCES = 3

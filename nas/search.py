@@ -1,6 +1,10 @@
 """The loop: ask, check the limits, measure, write down, tell, promote. On any executor; resumes where it was killed.
 
-Each proposal is measured at the lowest rung, and told to Optuna once, when that is done, with its score there: the
+As soon as there are outcomes to judge by, several proposals are drawn for each candidate, and the one with the best
+outlook is measured: the free rung of the ladder. As many are drawn as there is time for while all workers are busy, so
+that none waits. The others are forgotten; the sampler learns nothing of them.
+
+Each candidate is measured at the lowest rung, and told to Optuna once, when that is done, with its score there: the
 sampler never sees a score of another rung. A trial that waits for its promotion, or is being trained at a higher rung,
 is complete for Optuna. Who is promoted, and when, the ladder says (`nas.ladder.promotion`, which `nas simulate`
 replays): newcomers are Optuna's proposals, promotions go to the candidates with the best outlook of its ranker. Where
@@ -10,26 +14,24 @@ time ends the search, trainings at the highest rung wait until just enough of it
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas import complexity
-from nas.config import SearchConfig
+from nas.candidates import Candidates
 from nas.errors import CandidateError, SearchError
 from nas.executor import Executor
-from nas.ladder import FREE, Policy, Promotion, Rung, budget_for, due
+from nas.ladder import FREE, Choices, Policy, Promotion, Rung, budget_for
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
+from nas.pace import Pace
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Outcome
 from nas.records import Measurement, Records, Status
-from nas.space import SearchSpace, Shape
 from nas.study import Asked, Study
 
 SIGNALS = ("val_accuracy", "tse_ema", "train_accuracy", "tower_loss")
@@ -41,50 +43,11 @@ POLICY = Policy(refit=0.03)
 ENDLESS = 1e6
 """Trainings at the highest rung, where only time ends the search."""
 
-LEADERS = 4
-"""So many of the best tell what it takes to train one of their kind for longer: they are larger than most."""
-
-UNSURE = 1.2
-"""A longer training is planned with so many times what the leaders let expect, and may begin while there is time for
-1 / UNSURE of that: it would be a pity to miss it by seconds."""
-
 FRUITLESS_BEFORE_EXPLORING = 20
 """Proposals in a row that were known, beyond the limits or none at all, after which one is drawn at random."""
 
 PROPOSALS_WITHOUT_CANDIDATE = 1000
 """Proposals in a row without a new feasible candidate, after which the search ends."""
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What a candidate is in this search: drawn from a space, for these images, within these limits."""
-
-    space: SearchSpace
-    input_shape: Shape
-    classes: int
-    limits: SearchConfig
-    max_flops: int | None = None
-
-    def excess(self, architecture: object) -> tuple[dict[str, float], str | None]:
-        """By how much the limits known before training are exceeded, and the cause in words (None: feasible)."""
-        return self.beyond(self.sizes(architecture))
-
-    def sizes(self, architecture: object) -> dict[str, float]:
-        """What is known of a network before training."""
-        limited = self.limits.max_memory is not None
-        found = complexity.complexity(self.space, architecture, self.input_shape, self.classes, memory=limited)
-        sizes = {"params": float(found.params), "flops": float(found.flops)}
-        return sizes if found.memory is None else sizes | {"activation_bytes": float(found.memory)}
-
-    @property
-    def limited_by(self) -> tuple[str, ...]:
-        """The names of the limits that are set."""
-        return tuple(complexity.in_force(self.limits, self.max_flops))
-
-    def beyond(self, sizes: Mapping[str, float]) -> tuple[dict[str, float], str | None]:
-        """By how much these sizes exceed the limits, and the cause in words."""
-        excess = complexity.violations(self.limits, sizes, self.max_flops)
-        return excess, complexity.cause(excess, sizes)
 
 
 class Search:
@@ -120,15 +83,19 @@ class Search:
         keys = [rung.key for rung in rungs]
         told = [e.measurement for e in everything if e.measurement.rung in keys and e.measurement.key in self._trials]
         self._told = sorted(told, key=lambda m: keys.index(m.rung))
-        self._ladder: Promotion[str] | None = None
+        self._choices = Choices.of(candidates.space)
+        self._ladder: Promotion[str] = Promotion([1.0], ENDLESS)
         self._costs = np.ones(1)
+        self._options: dict[
+            str, tuple[Asked, Mapping[str, float]]
+        ] = {}  # by architecture: one of them is measured next
+        self._drawn = 0  # proposals since the last that was measured
         self._promoting = 0
         self._waiting: dict[str, list[int]] = {}  # by architecture in flight: the trials that asked for it
         self._infeasible: set[str] = set()
         self._counts: Counter[Status] = Counter()  # of candidates
         self._best: float | None = None
-        self._seconds = 0.0  # of all that were trained
-        self._leaders: list[tuple[float, int, float]] = []  # a heap of (score, count, seconds)
+        self._pace = Pace()
         self._promoted = sum(one.rung == keys[-1] for one in told)  # to the highest rung
         for key in self._trials:
             self._count(self._known[key])
@@ -147,23 +114,25 @@ class Search:
         for name in self._warm_start():
             self._study.enqueue(self._candidates.space.named()[name])
         for asked in self._study.running(self._candidates.space):
-            self._consider(asked)
+            if (sizes := self._wanted(asked)) is not None:
+                self._submit(asked, sizes)
         while True:
             self._check()
-            proposing = self._executor.free > 0 and not self._is_over()
-            self._hold(proposing)
-            newcomer_due = self._ladder is None or self._ladder.wants_newcomer
-            if self._executor.free > 0 and not (proposing and newcomer_due) and self._promote():
+            free, over = self._executor.free > 0, self._is_over()
+            self._hold(free and not over)
+            if free and (over or not self._ladder.wants_newcomer) and self._promote():
                 continue
-            if proposing:
-                explore = self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0
-                self._propose(explore)
-            elif not self._executor.running:
+            if over and not self._executor.running:
                 break
+            if not over and (free or self._draws_ahead):
+                self._propose()
+            thinking = not over and (self._executor.free > 0 or self._draws_ahead)
             self._listen(Event(self._progress()))
-            for outcome in self._executor.wait(timeout=0.0 if self._executor.free > 0 and proposing else 1.0):
+            for outcome in self._executor.wait(timeout=0.0 if thinking else 1.0):
                 self._check()
                 self._finish(outcome)
+        self._forget(self._options)
+        self._options = {}
         self._budget.enter(search=False)
         self._budget.save()
         if not self._counts["done"]:
@@ -185,26 +154,58 @@ class Search:
         seen = len(self._trials) + len(self._infeasible) + len(self._waiting)
         return self._fruitless >= PROPOSALS_WITHOUT_CANDIDATE or (size is not None and seen >= size)
 
-    def _propose(self, explore: bool) -> None:
+    @property
+    def _proposals(self) -> int:
+        """How many are drawn for each candidate, where there is time. Several objectives have no one best."""
+        screened = self._ladder.informed and len(self._objectives) == 1
+        return self._candidates.limits.proposals if screened else 1
+
+    @property
+    def _draws_ahead(self) -> bool:
+        """Whether there are proposals to draw while all workers are busy."""
+        return self._executor.concurrent and 1 < self._proposals > self._drawn
+
+    def _propose(self) -> None:
+        """Measure the best of the proposals drawn, where a worker is free and they are enough; draw one where not."""
+        if not self._enough:
+            self._draw()
+        if self._enough and self._executor.free > 0:
+            self._choose()
+
+    @property
+    def _enough(self) -> bool:
+        """Whether to draw no more: there are as many as are wanted, or one, where a worker would wait for more."""
+        some = self._executor.running > 0 and self._executor.free > 0
+        return bool(self._options) and (some or self._drawn >= self._proposals)
+
+    def _draw(self) -> None:
+        self._drawn += 1
+        explore = self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0
         try:
             asked = self._study.ask(self._candidates.space, explore)
         except CandidateError as error:
             self._fruitless += 1
             self._unsuggested = self._unsuggested or str(error)
-        else:
-            self._consider(asked)
+            return
+        if (sizes := self._wanted(asked)) is not None:
+            self._options[asked.architecture.key] = asked, sizes
 
-    def _consider(self, asked: Asked) -> None:
-        """Measure a proposal, unless its measurement is there already, is being made, or is beyond the limits."""
+    def _wanted(self, asked: Asked) -> Mapping[str, float] | None:
+        """Sizes of a proposal to measure. None: its measurement is there already, or coming, or it is beyond limits."""
         key = asked.architecture.key
         if key in self._trials:
             self._fruitless += 1
             self._settle(asked.number, self._known[key])
-            return
+            return None
         if key in self._waiting:
             self._fruitless += 1
+            self._study.keep(asked.number)
             self._waiting[key].append(asked.number)
-            return
+            return None
+        if key in self._options:
+            self._fruitless += 1
+            self._study.forget(asked.number)
+            return None
         sizes, excess, over = self._judged(asked)
         if not over and key in self._known:  # measured as a reference, whatever its latency
             excess, over = self._candidates.beyond(self._known[key].signals)
@@ -213,8 +214,34 @@ class Search:
             self._infeasible.add(key)
             self._study.constrain(asked.number, excess)
             self._study.tell_infeasible(asked.number, over)
-            return
-        self._enter(key, sizes)
+            return None
+        return sizes
+
+    def _choose(self) -> None:
+        """Measure the option with the best outlook; what a person asked for comes first."""
+        options, self._options, self._drawn = self._options, {}, 0
+        given = [key for key, (asked, _) in options.items() if asked.given]
+        if given:
+            best = given[0]
+            self._options = {key: options.pop(key) for key in given[1:]}
+        elif len(options) == 1:
+            best = next(iter(options))
+        else:
+            features = [self._free(sizes, asked.values) for asked, sizes in options.values()]
+            best = list(options)[int(np.argmax(self._ladder.judge(np.stack(features))))]
+        chosen = options.pop(best)
+        self._forget(options)
+        self._submit(*chosen)
+
+    def _forget(self, options: Mapping[str, tuple[Asked, Mapping[str, float]]]) -> None:
+        for asked, _ in options.values():
+            self._study.forget(asked.number)
+
+    def _submit(self, asked: Asked, sizes: Mapping[str, float]) -> None:
+        """On its way to the lowest rung."""
+        key = asked.architecture.key
+        self._study.keep(asked.number)
+        self._ladder.enter(key, self._free(sizes, asked.values), self._costs)
         if key in self._known:
             self._settle(asked.number, self._known[key])
             return
@@ -243,48 +270,41 @@ class Search:
         self._budget.save()
         self._listen(Event(self._progress(), name, measurement))
 
-    def _make_ladder(self) -> Promotion[str] | None:
+    def _make_ladder(self) -> Promotion[str]:
         """The ladder for so many candidates, or for as long as there is time, with all that is known by now.
 
-        None where too few candidates are wanted for anybody to be promoted.
+        It has one rung where too few candidates are wanted for anybody to be promoted.
         """
         efforts = [rung.effort for rung in self._rungs]
         rungs, budget = len(efforts), ENDLESS
         if self._total is not None:
             rungs, _, budget = budget_for(self._total, efforts)
-        if rungs == 1:
-            return None
         self._costs = np.array(efforts[:rungs]) / efforts[rungs - 1]
-        ladder: Promotion[str] = Promotion(list(self._costs), budget, FREE, SIGNALS, POLICY, self._seed)
+        self._pace.lowest = float(self._costs[0])
+        features = (*FREE, *self._choices.names)
+        ladder: Promotion[str] = Promotion(list(self._costs), budget, features, SIGNALS, POLICY, self._seed)
         for one in self._told:
             if one.rung == self._rung.key:
-                ladder.offer([one.key], self._free(one.signals)[None], self._costs[None])
+                values = self._study.values(self._trials[one.key])
+                ladder.offer([one.key], self._free(one.signals, values)[None], self._costs[None])
         for one in self._told:
             height = self._height(one)
             if height < rungs and (one.rung == self._rung.key or self._known[one.key].status == "done"):
                 ladder.recall(one.key, height, *self._outcome(one), cost=self._waived(one))
         return ladder
 
-    def _enter(self, key: str, sizes: Mapping[str, float]) -> None:
-        """A newcomer is on its way to the lowest rung."""
-        if self._ladder is not None:
-            self._ladder.enter(key, self._free(sizes), self._costs)
-
     def _hold(self, proposing: bool) -> None:
         """Where time ends the search: full trainings wait as long as there will be time for them."""
         left = self._budget.left_to_search(self._share)
-        if self._ladder is None or self._total is not None or left is None:
+        if len(self._costs) == 1 or self._total is not None or left is None:
             return
-        whole, full, workers = left + self._budget.searched, UNSURE * self._seconds_in_full(), self._executor.slots
-        share = POLICY.share(list(self._costs))
-        late = full > 0 and due(left, whole, full, self._mean_seconds(), workers, self._promoted, share)
+        whole, share = left + self._budget.searched, POLICY.share(list(self._costs))
+        late = self._pace.late(left, whole, self._executor.slots, self._promoted, share)
         self._ladder.hold(proposing and not late)
 
     def _promote(self) -> bool:
         """Send whoever the ladder chooses to a higher rung, where there is time for it."""
-        if self._ladder is None:
-            return False
-        chosen = self._ladder.next(self._most())
+        chosen = self._ladder.next(self._pace.most(self._budget.left_to_search(self._share)))
         if chosen is None:
             return False
         key, height = chosen
@@ -294,24 +314,10 @@ class Search:
         self._executor.submit(Job.of(architecture, self._rungs[height], self._seed, self._trials[key]))
         return True
 
-    def _most(self) -> float:
-        """What a training may cost by the time that is left, in those of the highest rung."""
-        left, full = self._budget.left_to_search(self._share), self._seconds_in_full()
-        return math.inf if left is None or not full else UNSURE * left / full
-
-    def _mean_seconds(self) -> float:
-        """What a newcomer takes."""
-        return self._seconds / max(1, self._counts["done"])
-
-    def _seconds_in_full(self) -> float:
-        """What the best would take at the highest rung, by what they took at the lowest; 0: unknown."""
-        return float(fmean(seconds for *_, seconds in self._leaders) / self._costs[0]) if self._leaders else 0.0
-
     def _judge(self, measurement: Measurement) -> None:
         """Tell the ladder what became of a candidate at a rung of it."""
-        if self._ladder is not None:
-            score, signals = self._outcome(measurement)
-            self._ladder.tell(measurement.key, self._height(measurement), score, signals, self._waived(measurement))
+        score, signals = self._outcome(measurement)
+        self._ladder.tell(measurement.key, self._height(measurement), score, signals, self._waived(measurement))
 
     @staticmethod
     def _waived(measurement: Measurement) -> float | None:
@@ -330,9 +336,9 @@ class Search:
         signals = [measurement.signals.get(name, math.nan) for name in SIGNALS]
         return sign * measurement.signals[SIGNAL_OF[objective]], signals
 
-    @staticmethod
-    def _free(sizes: Mapping[str, float]) -> NDArray[np.float64]:
-        return np.array([sizes.get(name, math.nan) for name in FREE])
+    def _free(self, sizes: Mapping[str, float], values: Mapping[str, Any]) -> NDArray[np.float64]:
+        """What is known of a candidate before training."""
+        return np.concatenate([[sizes.get(name, math.nan) for name in FREE], self._choices.read(values)])
 
     def _settle(self, number: int, measurement: Measurement) -> None:
         """Write the measurement down for this trial, then tell the trial what it says."""
@@ -358,12 +364,10 @@ class Search:
         self._counts[candidate.status] += 1
         if candidate.status != "done":
             return
-        self._seconds += candidate.cost["seconds"]
         objective = self._objectives[0]
         value = candidate.signals[SIGNAL_OF[objective]]
         pick = max if objective in HIGHER_IS_BETTER else min
-        leader = (value if pick is max else -value, self._counts["done"], candidate.cost["seconds"])
-        (heapq.heappush if len(self._leaders) < LEADERS else heapq.heappushpop)(self._leaders, leader)
+        self._pace.add(value if pick is max else -value, candidate.cost["seconds"])
         self._best = value if self._best is None else pick(self._best, value)
 
     def _progress(self) -> Progress:

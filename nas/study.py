@@ -36,7 +36,10 @@ KEPT_BY_SAMPLERS = ("_search_space", "_intersection_search_space")
 """Where Optuna's samplers (tpe and nsga2; gp) keep the names and ranges that all trials have in common."""
 
 WHOLE = -1
-"""The row, in place of a trial's number, of what a sampler notes of the whole study (nsga2: its parents)."""
+"""The row, in place of a trial's number, of what is noted of the whole study (by nsga2: its parents)."""
+
+ASKED = "nas:asked"
+"""Noted of the whole study: how many proposals there were. Those that were forgotten have no rows."""
 
 _metadata = sql.MetaData()
 _trials = sql.Table(
@@ -52,10 +55,15 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @dataclass(frozen=True)
 class Asked:
-    """A proposal: the trial's number and the architecture."""
+    """A proposal: the trial's number, the architecture, and the values it was made of.
+
+    `given`: a person asked for it, not the sampler.
+    """
 
     number: int
     architecture: Architecture
+    values: Mapping[str, Any]
+    given: bool
 
 
 class Study:
@@ -74,6 +82,7 @@ class Study:
         self._sampler = sampler
         self._seed = seed
         self._asked: dict[int, optuna.Trial] = {}
+        self._proposals = len(self)
         self._known_space: Any = None
 
     def __len__(self) -> int:
@@ -87,6 +96,7 @@ class Study:
     def ask(self, space: SearchSpace, explore: bool = False) -> Asked:
         """The next proposal; `explore` draws it at random instead of by the sampler.
 
+        It is not durable before it is kept or told.
         Raises CandidateError, the trial told as failed, where the space makes no architecture of these values.
         """
         name = "random" if explore else self._sampler
@@ -95,6 +105,7 @@ class Study:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial = self._study.ask()
             self._asked[trial.number] = trial
+            self._proposals = trial.number + 1
             try:
                 architecture = space.suggest(trial)
             except Exception as error:  # a third-party space may raise anything, and its other points may be sound
@@ -102,8 +113,23 @@ class Study:
                 self.tell_failed(trial.number, cause)
                 raise CandidateError(cause) from error
         trial.set_user_attr(ARCHITECTURE, architecture.to_json())
-        self._write(trial.number)
-        return Asked(trial.number, architecture)
+        given = "fixed_params" in self._study.get_trials(deepcopy=False)[trial.number].system_attrs
+        return Asked(trial.number, architecture, trial.params, given)
+
+    def keep(self, number: int) -> None:
+        """Make a proposal durable, as it is going to be measured, and how many there were by now."""
+        self._study._storage.set_study_system_attr(self._study._study_id, ASKED, self._proposals)
+        self._write(number)
+
+    def forget(self, number: int) -> None:
+        """Drop a proposal that will not be measured: nothing is learned from it."""
+        self._study.tell(number, None, TrialState.FAIL)
+        self._asked.pop(number, None)
+
+    def values(self, number: int) -> Mapping[str, Any]:
+        """What a trial chose, by name."""
+        trials = self._study.get_trials(deepcopy=False)
+        return trials[number].params if number < len(trials) else {}
 
     def tell(self, number: int, values: Sequence[float]) -> None:
         """The objectives' values of a measured candidate."""
@@ -143,7 +169,7 @@ class Study:
         """Proposals of an earlier driver that were never told, to be measured now."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         read = space.architecture_type.from_json
-        return [Asked(trial.number, read(trial.user_attrs[ARCHITECTURE])) for trial in running]
+        return [Asked(trial.number, read(trial.user_attrs[ARCHITECTURE]), trial.params, False) for trial in running]
 
     def _with_known_space(self, sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
         """The sampler, with the names that one before found in all trials: a new one would compare them all again."""
@@ -201,6 +227,8 @@ def load(
         if limits and trial.state == TrialState.COMPLETE:
             _constrain(trial, limits, excess.get(trial.user_attrs[ARCHITECTURE], {}))
         study.add_trials([optuna.create_trial(state=TrialState.FAIL)] * missing + [trial])
+    forgotten = _noted(study).get(ASKED, 0) - len(study.get_trials(deepcopy=False))
+    study.add_trials([optuna.create_trial(state=TrialState.FAIL)] * forgotten)
     return study
 
 

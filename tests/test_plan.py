@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from nas import ladder, pipeline
+from nas.candidates import Candidates
 from nas.config import Config, make
 from nas.data import Data, load
 from nas.experiment import Experiment
 from nas.plan import Forecast, Plan, Probes, Speed
 from nas.proxy import SpaceSpec, stand_ins_share
 from nas.records import Measurement
-from nas.search import Candidates
 
 SMALL: dict[str, Any] = {
     "space": {"name": "inception", "widths": [8, 16], "stem": [8, 8], "cells": [1, 2]},

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas import retrain
+from nas.candidates import Candidates
 from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, load
 from nas.errors import LeaseLost
@@ -24,7 +25,6 @@ from nas.progress import Budget, Event
 from nas.proxy import Job, Setting, SpaceSpec
 from nas.records import Measurement, Records
 from nas.retrain import RANDOM_REFERENCES, SAFETY, TYPICAL_SHARE, affordable_epochs, affordable_flops, references
-from nas.search import Candidates
 from nas.space import Architecture
 
 SPEC = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})

@@ -98,6 +98,13 @@ def excess(asked: Asked, limit: int) -> float:
     return sum(asked.architecture.values) / limit - 1  # type: ignore[attr-defined]
 
 
+def kept(study: Study) -> Asked:
+    """A proposal that is going to be measured."""
+    asked = study.ask(GRID)
+    study.keep(asked.number)
+    return asked
+
+
 def advance(study: Study, count: int) -> list[Asked]:
     found = []
     for _ in range(count):
@@ -150,7 +157,7 @@ def test_proposals_depend_on_the_seed_and_differ_from_trial_to_trial(new: Callab
 
 
 def test_trials_that_still_run_do_not_repeat_after_a_restart(new: Callable[..., Study]) -> None:
-    before = [new("tpe").ask(GRID).architecture.key for _ in range(6)]  # a driver each, none of which tells
+    before = [kept(new("tpe")).architecture.key for _ in range(6)]  # a driver each, none of which tells
     assert len(set(before)) == 6
 
 
@@ -189,7 +196,7 @@ def test_infeasible_trials_are_pruned_with_their_constraints_and_cause(
 def test_what_an_interrupted_driver_said_of_a_trial_may_be_said_again(
     new: Callable[..., Study], stored: Callable[..., list[optuna.trial.FrozenTrial]]
 ) -> None:
-    number = new().ask(GRID).number
+    number = kept(new()).number
     new().constrain(number, {"params": 0.5})
     study = new()
     study.constrain(number, {"params": 0.5})
@@ -259,7 +266,7 @@ def test_samplers_by_name(name: str, kind: type) -> None:
 
 def test_trials_that_were_running_come_back_until_they_are_told(new: Callable[..., Study]) -> None:
     first = new()
-    told, waiting, pruned, also_waiting = (first.ask(GRID) for _ in range(4))
+    told, waiting, pruned, also_waiting = (kept(first) for _ in range(4))
     first.tell(told.number, [1.0])
     first.tell_infeasible(pruned.number, "over")
     for _ in range(2):  # asking for them takes nothing away
@@ -275,7 +282,7 @@ def test_trials_that_were_running_come_back_until_they_are_told(new: Callable[..
 def test_a_trial_without_an_architecture_was_never_proposed(
     new: Callable[..., Study], stored: Callable[..., list[optuna.trial.FrozenTrial]], after: int
 ) -> None:
-    first = new().ask(GRID)
+    first = kept(new())
     with pytest.raises(KeyboardInterrupt):
         new().ask(Breaking(after))
     assert len(stored()) == 1
@@ -290,7 +297,7 @@ def test_an_enqueued_point_comes_first_and_once(new: Callable[..., Study]) -> No
         study = new("tpe")
         study.enqueue(FIRST)
         study.enqueue(other)
-        asked.append(study.ask(GRID))
+        asked.append(kept(study))
     assert [one.architecture for one in asked[:2]] == [GRID.point(FIRST), GRID.point(other)]
     assert not {GRID.point(FIRST).key, GRID.point(other).key} & {one.architecture.key for one in asked[2:]}
     new().tell(asked[0].number, [1.0])
@@ -312,11 +319,30 @@ def test_an_enqueued_point_is_not_lost_when_its_trial_is_interrupted_at_once(new
     assert again.ask(GRID).architecture != GRID.point(FIRST)
 
 
+def test_a_proposal_that_is_forgotten_takes_its_number_and_leaves_nothing(
+    new: Callable[..., Study], stored: Callable[..., list[optuna.trial.FrozenTrial]]
+) -> None:
+    study = new()
+    first, forgotten, second, last = (study.ask(GRID) for _ in range(4))
+    study.forget(forgotten.number)
+    study.forget(last.number)
+    study.keep(first.number)
+    study.keep(second.number)
+    states = [trial.state.name for trial in stored()]
+    assert states == ["RUNNING", "FAIL", "RUNNING", "FAIL"]
+    assert stored()[1].user_attrs == stored()[3].user_attrs == {}
+    again = new()
+    assert again.running(GRID) == [first, second]
+    assert again.ask(GRID) == study.ask(GRID)  # of the same number, and so of the same seed
+    assert again.values(first.number) == first.values
+    assert again.values(forgotten.number) == {}
+
+
 def test_proposals_tells_of_every_trial_that_has_an_architecture(
     new: Callable[..., Study], engine: Callable[..., sql.Engine]
 ) -> None:
     study = new()
-    asked = [study.ask(GRID) for _ in range(3)]
+    asked = [kept(study) for _ in range(3)]
     study.tell(asked[0].number, [1.0])
     study.tell_infeasible(asked[1].number, "over")
     with pytest.raises(KeyboardInterrupt):
@@ -332,7 +358,7 @@ def test_a_trial_is_written_and_read_to_the_letter(
     for asked in [study.ask(GRID) for _ in range(GENERATION + 3)]:
         study.constrain(asked.number, {"params": excess(asked, 60)})
         study.tell(asked.number, [loss(asked), 1.5])
-    waiting = study.ask(GRID)
+    waiting = kept(study)
     read = stored(objectives=("loss", "flops"))
     assert read == study._study.get_trials()  # values, times, distributions and what the sampler noted
     assert (read[-1].number, read[-1].state) == (waiting.number, TrialState.RUNNING)
@@ -343,7 +369,7 @@ def test_a_row_that_is_lost_takes_no_other_ones_number(new: Callable[..., Study]
     with engine().begin() as connection:
         connection.execute(sql.text("DELETE FROM nas_trials WHERE number = 1"))
     assert len(new()) == 3
-    assert new().ask(GRID).number == 3
+    assert kept(new()).number == 3
     assert [number for number, _ in proposals(engine(), "study")] == [asked[0].number, asked[2].number, 3]
 
 

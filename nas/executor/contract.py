@@ -21,6 +21,9 @@ class Executor(ABC):
     on_gpu: bool
     """Whether jobs run on GPUs."""
 
+    concurrent: bool = True
+    """Whether jobs run while whoever submitted them does something else."""
+
     @property
     def retrainings(self) -> int:
         """How many jobs of final rungs run at once: fewer than slots where several processes share one."""

@@ -15,6 +15,7 @@ class InProcess(Executor):
     """One slot, in this process: for debugging, and where there is no Ray."""
 
     slots = 1
+    concurrent = False
 
     def __init__(self, config: ExecutorConfig) -> None:
         self._config = config

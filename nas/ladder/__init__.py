@@ -1,11 +1,13 @@
 """From signals to who goes on: rungs, the ranker over what is known at them, and asynchronous promotion. Pure."""
 
+from nas.ladder.choices import Choices
 from nas.ladder.promotion import Policy, Promotion, budget_for, due, last_rounds
 from nas.ladder.ranker import FREE, Observations, Pool, Ranker
 from nas.ladder.rungs import Rung, decided, proxy_rung, retrain_epochs, retrain_rung, rungs
 
 __all__ = [
     "FREE",
+    "Choices",
     "Observations",
     "Policy",
     "Pool",

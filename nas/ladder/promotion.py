@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.ladder.ranker import Beliefs, Floats, Observations, Pool, Ranker
+from nas.ladder.ranker import FEW, Beliefs, Fit, Floats, Observations, Pool, Ranker
 
 IDLE, RUNNING, DONE, FAILED = range(4)
 ROUNDING = 1e-9
@@ -79,12 +79,14 @@ class Promotion(Generic[Key]):
         self._state = np.zeros((0, self._rungs), dtype=np.int8)
         self._tie = np.zeros(0)
         self._told: list[tuple[int, int, float, Floats]] = []
+        self._scored = 0  # of those, at the cheapest rung
         self._spent = np.zeros(self._rungs)  # running trainings count as spent
         self._closed = False
         self._held: bool | None = None
         self._pool: Pool | None = None
         self._plan: Floats | None = None
         self._step = np.zeros(self._rungs)  # mean cost of a training
+        self._fit: Fit | None = None
         self._fitted = -1
         self._outlook: tuple[Floats, Floats] = (np.zeros(0), np.zeros(0))
 
@@ -158,6 +160,7 @@ class Promotion(Generic[Key]):
         if score is not None:
             row = np.array(signals if len(signals) else [np.nan] * len(self._signals), dtype=np.float64)
             self._told.append((candidate, rung, score, row))
+            self._scored += rung == 0
 
     def found(self) -> Key | None:
         """The candidate with the best score among those fully trained."""
@@ -170,21 +173,38 @@ class Promotion(Generic[Key]):
             self._refit()
         return self._outlook
 
+    @property
+    def informed(self) -> bool:
+        """Whether enough outcomes of the cheapest rung are known to tell newcomers apart before training."""
+        return self._scored >= FEW
+
+    def judge(self, features: Floats) -> Floats:
+        """Mean full score of candidates (n, F) that were not offered, as the ranker expects it."""
+        if self._fit is None or self._has_grown:
+            self._refit()
+        assert self._fit is not None
+        return self._fit.of_others(features)
+
     def _refit(self) -> None:
         """The ranker looks at all candidates and outcomes anew."""
         if self._pool is None or len(self._pool.family) < len(self._keys):
             self._pool = Pool.of(self._free, self._features, self._policy.beliefs)
-        self._outlook = self._ranker.predict(self._pool, self._observations())
+        self._fit = self._ranker.fit(self._pool, self._observations())
+        self._outlook = self._fit.outlook()
         self._fitted = len(self._told)
+
+    @property
+    def _has_grown(self) -> bool:
+        """Whether more outcomes came since the last fit than may be left out."""
+        return len(self._told) >= self._fitted + max(1.0, self._policy.refit * self._fitted)
 
     def _means(self, able: NDArray[np.bool_], rung: int) -> Floats:
         """The outlook's means, by the last fit if it will do; those that came after it wait at higher rungs.
 
         A newcomer of the search's has no outlook before it is trained, and needs none: only who is `able` does.
         """
-        grown = len(self._told) >= self._fitted + max(1.0, self._policy.refit * self._fitted)
         fitted = np.arange(len(able)) < len(self._outlook[0])
-        if grown or not (able & fitted).any() or (rung == 0 and not fitted.all()):
+        if self._has_grown or not (able & fitted).any() or (rung == 0 and not fitted.all()):
             self._refit()
         unknown = np.full(len(able) - len(self._outlook[0]), -np.inf)
         return np.concatenate([self._outlook[0], unknown])

@@ -7,7 +7,8 @@ rung speaks about every candidate's full score, with weights that follow from fo
 2. *Family*: candidates with the same free features (the same size, mostly the same operations) resemble one another,
    after full training more than after a short one.
 3. *Trend*: a bigger network is better by `size_slope` deviations per e-fold of its parameters, until the outcomes
-   say otherwise; nothing is presumed of other features. Slopes count for less at cheap rungs, where big networks lag.
+   say otherwise; of other features, among them the space's choices (`nas.ladder.choices`), nothing is presumed but
+   that they may matter. Slopes count for less at cheap rungs, where big networks lag.
 4. Each rung has its own level, of which nothing is presumed: scores of different rungs are never compared.
 
 Sizes are taken as logarithms and not standardised: where all are nearly equal, the presumed trend says nearly nothing.
@@ -26,7 +27,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 FREE = ("params", "flops")
-"""What a search knows of a candidate before training."""
+"""What a search knows of a candidate before training, beside the choices that made it."""
+
+CHOICE = "choice "
+"""Names of features begin so that say which choice was taken; these are on one scale already."""
 
 FEW = 8
 """Candidates known at a rung and above it, below which the rung's score speaks alone and not its further signals."""
@@ -38,6 +42,7 @@ class Beliefs:
 
     size_slope: float = 0.5  # per e-fold of parameters, after full training
     slope_doubt: float = 0.4  # deviation of that slope, and of the other features' together
+    choice_doubt: float = 2.0  # deviation of the slopes of all choices together, in slope_doubt
     slope_kept: float = 0.8  # correlation of slopes over a factor of 3 in cost
     family: float = 0.6  # share of the variance of full scores that families explain
     family_fade: float = 0.15  # less of it for each factor of 3 in cost
@@ -49,6 +54,22 @@ class Beliefs:
 
 
 @dataclass(frozen=True)
+class Column:
+    """How a feature is read: the logarithm or a multiple of it, less its mean; what is missing is `usual`."""
+
+    place: int
+    logarithm: bool
+    scale: float
+    mean: float
+    usual: float
+
+    def read(self, features: Floats) -> Floats:
+        """Of each candidate, from (candidates, features)."""
+        raw = _known(features[:, self.place], self.usual)
+        return (np.log(np.maximum(raw, 1e-300)) if self.logarithm else raw / self.scale) - self.mean
+
+
+@dataclass(frozen=True)
 class Pool:
     """Free features of all candidates: one row of `values` (F features) a family, and each candidate's family."""
 
@@ -56,34 +77,48 @@ class Pool:
     slopes: Floats  # (F,) presumed slope of each feature
     doubts: Floats  # (F,) its deviation, in slope_doubt
     family: Ints
+    columns: tuple[Column, ...] = ()  # what `values` were read by
 
     @classmethod
     def of(cls, features: Floats, names: Sequence[str], beliefs: Beliefs | None = None) -> Pool:
         """From (candidates, features). Features that are constant or never known are left out; a missing one is median.
 
         Positive features that vary by more than half are taken as logarithms, as sizes always are; others are
-        standardised.
+        standardised, unless they are choices.
         """
         beliefs = beliefs or Beliefs()
-        columns, slopes = [], []
-        others: list[bool] = []
-        for column, name in zip(np.asarray(features, dtype=np.float64).T, names, strict=True):
-            column = np.where(np.isfinite(column), column, np.nan)
-            if np.isnan(column).all() or np.nanmin(column) == np.nanmax(column):
+        features = np.asarray(features, dtype=np.float64)
+        columns, kinds = [], []
+        for place, name in enumerate(names):
+            raw = features[:, place]
+            if not np.isfinite(raw).any() or np.ptp(raw[np.isfinite(raw)]) == 0:
                 continue
-            column = np.where(np.isnan(column), np.nanmedian(column), column)
-            if column.min() > 0 and (name == "params" or column.max() > 1.5 * column.min()):
-                column = np.log(column)
-            else:
-                column = column / column.std()
-            columns.append(column - column.mean())
-            slopes.append(beliefs.size_slope if name == "params" else 0.0)
-            others.append(name != "params")
+            usual = float(np.median(raw[np.isfinite(raw)]))
+            raw = _known(raw, usual)
+            kind = name if name == "params" else "choice" if name.startswith(CHOICE) else "other"
+            logarithm = kind != "choice" and raw.min() > 0 and (kind == "params" or raw.max() > 1.5 * raw.min())
+            scale = 1.0 if kind == "choice" else float(raw.std())
+            mean = float((np.log(raw) if logarithm else raw / scale).mean())
+            columns.append(Column(place, bool(logarithm), scale, mean, usual))
+            kinds.append(kind)
         if not columns:
             return cls(np.zeros((1, 0)), np.zeros(0), np.zeros(0), np.zeros(len(features), dtype=np.int64))
-        doubts = np.where(others, 1 / math.sqrt(max(1, sum(others))), 1.0)
-        values, family = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
-        return cls(values, np.array(slopes), doubts, family.reshape(-1).astype(np.int64))
+        together = {"params": 1.0, "choice": beliefs.choice_doubt, "other": 1.0}
+        doubts = np.array([together[kind] / math.sqrt(kinds.count(kind)) for kind in kinds])
+        slopes = np.array([beliefs.size_slope if kind == "params" else 0.0 for kind in kinds])
+        read = np.stack([column.read(features) for column in columns], axis=1)
+        values, family = np.unique(read, axis=0, return_inverse=True)
+        return cls(values, slopes, doubts, family.reshape(-1).astype(np.int64), tuple(columns))
+
+    def read(self, features: Floats) -> Floats:
+        """The values (N, F) of others than the pool's own candidates, from (N, features)."""
+        features = np.asarray(features, dtype=np.float64)
+        rows = [column.read(features) for column in self.columns]
+        return np.stack(rows, axis=1) if rows else np.zeros((len(features), 0))
+
+
+def _known(values: Floats, usual: float) -> Floats:
+    return np.where(np.isfinite(values), values, usual)
 
 
 @dataclass(frozen=True)
@@ -116,49 +151,38 @@ class Ranker:
 
     def predict(self, pool: Pool, seen: Observations) -> tuple[Floats, Floats]:
         """Mean and deviation of every candidate's full score, given the outcomes of all."""
-        from scipy.linalg import cho_factor, cho_solve, solve_triangular
+        return self.fit(pool, seen).outlook()
 
-        beliefs = self._beliefs
+    def fit(self, pool: Pool, seen: Observations) -> Fit:
+        """What the outcomes say, to be asked about candidates of the pool and others."""
+        from scipy.linalg import cho_factor, cho_solve
+
         at, rung = seen.candidate, seen.rung
-        family = pool.family[at]
-        drift = pool.values @ pool.slopes
-        known = self._kernel(pool, family, rung, family, rung)
-        known += beliefs.level * (rung[:, None] == rung[None])
+        values = pool.values[pool.family[at]]
+        known = self._kernel(pool, values, rung, values, rung)
+        known += self._beliefs.level * (rung[:, None] == rung[None])
         known += self._own[rung[:, None], rung[None]] * (at[:, None] == at[None])
         factor = cho_factor(known + 1e-6 * np.eye(len(at)), lower=True)
-        weights = cho_solve(factor, self.standardised(seen) - self._trend[rung] * drift[family])
-
-        families = np.arange(len(pool.values))
-        top = np.full(len(families), self._top)
-        cross = self._kernel(pool, families, top, family, rung)
-        slopes = self._slopes[-1, -1] * ((pool.values * pool.doubts) ** 2).sum(axis=1)
-        prior = self._family[-1, -1] + self._own[-1, -1] + slopes
-        mean = (self._trend[-1] * drift + cross @ weights)[pool.family]
-        variance = (prior - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0))[pool.family]
-
-        tried = np.unique(at)  # these have scores of their own too
-        cross = cross[pool.family[tried]] + self._own[self._top, rung][None] * (tried[:, None] == at[None])
-        mean[tried] = self._trend[-1] * drift[pool.family[tried]] + cross @ weights
-        explained = (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0)
-        variance[tried] = prior[pool.family[tried]] - explained
-        return mean, np.sqrt(np.clip(variance, 1e-6, None))
+        weights = cho_solve(factor, self.standardised(seen) - self._trend[rung] * (values @ pool.slopes))
+        return Fit(self, pool, seen, factor[0], weights)
 
     def standardised(self, seen: Observations) -> Floats:
         """Each outcome as a normal score among those at its rung; one number from all signals where enough went on."""
         values = np.zeros(len(seen.score))
         for rung in np.unique(seen.rung):
-            here = seen.rung == rung
+            here = np.flatnonzero(seen.rung == rung)
+            here = here[np.argsort(seen.candidate[here])]  # in whatever order they came
             values[here] = _normal_scores(seen.score[here])
             if seen.signals.shape[1] and rung < self._top:
-                values[here] = self._combined(seen, rung, values[here])
+                values[here] = self._combined(seen, rung, here, values[here])
         return values
 
-    def _combined(self, seen: Observations, rung: int, scores: Floats) -> Floats:
-        """Score and signals of a rung as one number: ridge regression of the score at a higher rung, cross-fitted.
+    def _combined(self, seen: Observations, rung: int, here: Ints, scores: Floats) -> Floats:
+        """Score and signals of the outcomes `here`, at a rung, as one number.
 
-        The higher rung is the highest at which enough candidates of this one have a score; there may be none.
+        That is ridge regression of the score at a higher rung, cross-fitted: at the highest where enough candidates of
+        this one have a score; there may be none.
         """
-        here = np.flatnonzero(seen.rung == rung)
         known = np.isfinite(seen.signals[here]).mean(axis=0) > 0.5
         for higher in range(self._top, rung, -1):
             later = dict(zip(seen.candidate[seen.rung == higher], seen.score[seen.rung == higher], strict=True))
@@ -178,13 +202,54 @@ class Ranker:
         said[went] = cross_val_predict(ridge, inputs[went], beyond, cv=4)
         return _normal_scores(scores + said)
 
-    def _kernel(self, pool: Pool, one: Ints, one_rung: Ints, other: Ints, other_rung: Ints) -> Floats:
-        """Covariance of what families share, of (family, rung) with (family, rung)."""
-        a, b = pool.values[one], pool.values[other]
-        apart = ((a[:, None] - b[None]) ** 2).sum(axis=2) / self._beliefs.family_width**2
+    def _kernel(self, pool: Pool, a: Floats, one_rung: Ints, b: Floats, other_rung: Ints) -> Floats:
+        """Covariance of what families share, of (values, rung) with (values, rung)."""
+        from scipy.spatial.distance import cdist
+
+        apart = cdist(a, b, "sqeuclidean") / self._beliefs.family_width**2
         alike = self._family[one_rung[:, None], other_rung[None]] * np.exp(-0.5 * np.minimum(apart, 100.0))
         slopes = self._slopes[one_rung[:, None], other_rung[None]] * (a * pool.doubts**2 @ b.T)
         return np.asarray(alike + slopes)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A ranker that has looked at outcomes."""
+
+    ranker: Ranker
+    pool: Pool
+    seen: Observations
+    factor: Floats
+    weights: Floats
+
+    def outlook(self) -> tuple[Floats, Floats]:
+        """Mean and deviation of the full score of every candidate of the pool."""
+        from scipy.linalg import solve_triangular
+
+        ranker, pool, at, rung = self.ranker, self.pool, self.seen.candidate, self.seen.rung
+        cross = self._cross(pool.values)
+        slopes = ranker._slopes[-1, -1] * ((pool.values * pool.doubts) ** 2).sum(axis=1)
+        prior = ranker._family[-1, -1] + ranker._own[-1, -1] + slopes
+        drift = ranker._trend[-1] * (pool.values @ pool.slopes)
+        mean = (drift + cross @ self.weights)[pool.family]
+        variance = (prior - (solve_triangular(self.factor, cross.T, lower=True) ** 2).sum(axis=0))[pool.family]
+
+        tried = np.unique(at)  # these have scores of their own too
+        family = pool.family[tried]
+        cross = cross[family] + ranker._own[ranker._top, rung][None] * (tried[:, None] == at[None])
+        mean[tried] = drift[family] + cross @ self.weights
+        variance[tried] = prior[family] - (solve_triangular(self.factor, cross.T, lower=True) ** 2).sum(axis=0)
+        return mean, np.sqrt(np.clip(variance, 1e-6, None))
+
+    def of_others(self, features: Floats) -> Floats:
+        """Mean full score of candidates (N, features) that are not of the pool."""
+        values = self.pool.read(features)
+        return np.asarray(self.ranker._trend[-1] * (values @ self.pool.slopes) + self._cross(values) @ self.weights)
+
+    def _cross(self, values: Floats) -> Floats:
+        pool, rung = self.pool, self.seen.rung
+        top = np.full(len(values), self.ranker._top)
+        return self.ranker._kernel(pool, values, top, pool.values[pool.family[self.seen.candidate]], rung)
 
 
 def _normal_scores(values: Floats) -> Floats:
