@@ -120,7 +120,7 @@ class SearchConfig(Section):
     )
     sampler: Literal["tpe", "random", "gp", "nsga2"] = Field("tpe", description="tpe, random, gp or nsga2.")
     proposals: Positive = Field(
-        8,
+        4,
         description="With one objective: so many proposals of the sampler for each candidate, as long as no worker "
         "waits for them; the one that promises most, by its choices and sizes, is trained. 1: all are.",
     )
