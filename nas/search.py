@@ -1,8 +1,8 @@
 """The loop: ask, check the limits, measure, write down, tell, promote. On any executor; resumes where it was killed.
 
 As soon as there are outcomes to judge by, several proposals are drawn for each candidate, and the one with the best
-outlook is measured: the free rung of the ladder. As many are drawn as there is time for while all workers are busy, so
-that none waits. The others are forgotten; the sampler learns nothing of them.
+outlook is measured: the free rung of the ladder. They are drawn while all workers are busy; one that is free takes the
+best of those that there are. The others are forgotten; the sampler learns nothing of them.
 
 Each candidate is measured at the lowest rung, and told to Optuna once, when that is done, with its score there: the
 sampler never sees a score of another rung. A trial that waits for its promotion, or is being trained at a higher rung,
@@ -33,6 +33,9 @@ from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Outcome
 from nas.records import Measurement, Records, Status
 from nas.study import Asked, Study
+
+Option = tuple[Asked, Mapping[str, float]]
+"""A proposal that may be measured, and its sizes."""
 
 SIGNALS = ("val_accuracy", "tse_ema", "train_accuracy", "tower_loss")
 """What the ladder reads at a rung beside the objective."""
@@ -86,10 +89,8 @@ class Search:
         self._choices = Choices.of(candidates.space)
         self._ladder: Promotion[str] = Promotion([1.0], ENDLESS)
         self._costs = np.ones(1)
-        self._options: dict[
-            str, tuple[Asked, Mapping[str, float]]
-        ] = {}  # by architecture: one of them is measured next
-        self._drawn = 0  # proposals since the last that was measured
+        self._options: dict[str, Option] = {}  # by architecture: one of them is measured next
+        self._drawn = 0  # proposals since then
         self._promoting = 0
         self._waiting: dict[str, list[int]] = {}  # by architecture in flight: the trials that asked for it
         self._infeasible: set[str] = set()
@@ -114,7 +115,7 @@ class Search:
         for name in self._warm_start():
             self._study.enqueue(self._candidates.space.named()[name])
         for asked in self._study.running(self._candidates.space):
-            if (sizes := self._wanted(asked)) is not None:
+            if (sizes := self._sifted(asked)) is not None:
                 self._submit(asked, sizes)
         while True:
             self._check()
@@ -175,8 +176,8 @@ class Search:
     @property
     def _enough(self) -> bool:
         """Whether to draw no more: there are as many as are wanted, or one, where a worker would wait for more."""
-        some = self._executor.running > 0 and self._executor.free > 0
-        return bool(self._options) and (some or self._drawn >= self._proposals)
+        waits = self._executor.concurrent and self._executor.free > 0
+        return bool(self._options) and (waits or self._drawn >= self._proposals)
 
     def _draw(self) -> None:
         self._drawn += 1
@@ -187,11 +188,16 @@ class Search:
             self._fruitless += 1
             self._unsuggested = self._unsuggested or str(error)
             return
-        if (sizes := self._wanted(asked)) is not None:
+        sizes = self._sifted(asked)
+        if sizes is None:
+            return
+        if asked.architecture.key in self._known:  # as a reference: it costs nothing
+            self._submit(asked, sizes)
+        else:
             self._options[asked.architecture.key] = asked, sizes
 
-    def _wanted(self, asked: Asked) -> Mapping[str, float] | None:
-        """Sizes of a proposal to measure. None: its measurement is there already, or coming, or it is beyond limits."""
+    def _sifted(self, asked: Asked) -> Mapping[str, float] | None:
+        """Sizes of a proposal that may be measured. None: it is known, on its way or beyond limits, and dealt with."""
         key = asked.architecture.key
         if key in self._trials:
             self._fruitless += 1
@@ -203,7 +209,6 @@ class Search:
             self._waiting[key].append(asked.number)
             return None
         if key in self._options:
-            self._fruitless += 1
             self._study.forget(asked.number)
             return None
         sizes, excess, over = self._judged(asked)
@@ -233,7 +238,7 @@ class Search:
         self._forget(options)
         self._submit(*chosen)
 
-    def _forget(self, options: Mapping[str, tuple[Asked, Mapping[str, float]]]) -> None:
+    def _forget(self, options: Mapping[str, Option]) -> None:
         for asked, _ in options.values():
             self._study.forget(asked.number)
 
@@ -283,10 +288,11 @@ class Search:
         self._pace.lowest = float(self._costs[0])
         features = (*FREE, *self._choices.names)
         ladder: Promotion[str] = Promotion(list(self._costs), budget, features, SIGNALS, POLICY, self._seed)
-        for one in self._told:
-            if one.rung == self._rung.key:
-                values = self._study.values(self._trials[one.key])
-                ladder.offer([one.key], self._free(one.signals, values)[None], self._costs[None])
+        values = self._study.values()
+        lowest = [one for one in self._told if one.rung == self._rung.key]
+        if lowest:
+            free = [self._free(one.signals, values.get(self._trials[one.key], {})) for one in lowest]
+            ladder.offer([one.key for one in lowest], np.stack(free), np.tile(self._costs, (len(lowest), 1)))
         for one in self._told:
             height = self._height(one)
             if height < rungs and (one.rung == self._rung.key or self._known[one.key].status == "done"):

@@ -1,8 +1,9 @@
 """Optuna, and nothing but: samplers, trials and their durable table, constraints. The only module that knows it.
 
 Samplers work on a study in memory. Each trial is written down as one row of a table beside the measurements, when it is
-proposed and when it is told: Optuna's own database storage takes a transaction a parameter, and reads all trials that
-run again at each proposal, which many workers turn into seconds. `load` gives the study to look at with Optuna's tools.
+kept and when it is told (a proposal that is forgotten never is): Optuna's own database storage takes a transaction a
+parameter, and reads all trials that run again at each proposal, which many workers turn into seconds. `load` gives the
+study to look at with Optuna's tools.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ class Study:
 
     def keep(self, number: int) -> None:
         """Make a proposal durable, as it is going to be measured, and how many there were by now."""
-        self._study._storage.set_study_system_attr(self._study._study_id, ASKED, self._proposals)
+        if number < self._proposals - 1:  # else the row itself tells
+            self._study._storage.set_study_system_attr(self._study._study_id, ASKED, self._proposals)
         self._write(number)
 
     def forget(self, number: int) -> None:
@@ -126,10 +128,9 @@ class Study:
         self._study.tell(number, None, TrialState.FAIL)
         self._asked.pop(number, None)
 
-    def values(self, number: int) -> Mapping[str, Any]:
-        """What a trial chose, by name."""
-        trials = self._study.get_trials(deepcopy=False)
-        return trials[number].params if number < len(trials) else {}
+    def values(self) -> Mapping[int, Mapping[str, Any]]:
+        """What each trial chose, by name."""
+        return {trial.number: trial.params for trial in self._study.get_trials(deepcopy=False)}
 
     def tell(self, number: int, values: Sequence[float]) -> None:
         """The objectives' values of a measured candidate."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.ladder import Promotion, budget_for
+from nas.ladder import Policy, Promotion, budget_for
 
 COSTS = (1 / 27, 1 / 9, 1 / 3, 1.0)
 
@@ -72,6 +72,23 @@ def table(seed: int, count: int, rungs: int, failing: float, uneven: bool) -> tu
     scores[generator.random(scores.shape) < failing] = np.nan
     costs = np.tile(COSTS[-rungs:], (count, 1))
     return scores, costs * (generator.uniform(0.5, 1.5, (count, 1)) if uneven else 1.0)
+
+
+def test_nobody_goes_on_before_the_ranker_knows_their_own_score() -> None:
+    """After many outcomes the ranker looks less often; who came in since then waits, however good the kind looked."""
+    generator = np.random.default_rng(0)
+    promotion: Promotion[int] = Promotion([1 / 9, 1.0], 1000, ["params"], policy=Policy(refit=0.1))
+    params = np.exp(generator.uniform(12, 14, 100))
+    costs = np.array([1 / 9, 1.0])
+    for key in range(100):
+        promotion.enter(key, params[[key]], costs)
+    for key in range(1, 100):
+        promotion.tell(key, 0, float(np.log(params[key])))
+    promotion.enter(100, np.array([1e9]), costs)  # the kind that looks best
+    promotion.outlook()
+    promotion.tell(100, 0, -1e9)
+    promotion.hold(False)
+    assert promotion.next() not in (None, (100, 1))
 
 
 @settings(max_examples=40, deadline=None)

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from nas.ladder import Observations, Pool, Ranker
-from nas.ladder.ranker import FEW, Beliefs
+from nas.ladder.ranker import CHOICE, FEW, Beliefs
 
 COSTS = (1 / 27, 1 / 9, 1 / 3, 1.0)
 
@@ -62,6 +62,30 @@ def test_with_few_outcomes_the_rungs_own_score_ranks() -> None:
     scores = [0.3, 0.1, 0.9, 0.5, 0.7, 0.2]
     mean, _ = Ranker(COSTS).predict(pool(params), outcomes([(i, 0, s) for i, s in enumerate(scores)]))
     assert np.argsort(mean).tolist() == np.argsort(scores).tolist()
+
+
+def test_what_is_said_of_others_is_what_is_said_of_the_pools_own_untrained() -> None:
+    generator = np.random.default_rng(0)
+    names = ["params", "flops", CHOICE + "width", CHOICE + "kind=max"]
+    features = np.column_stack([generator.lognormal(13, 1, (30, 2)), generator.standard_normal((30, 2))])
+    features[3, 1] = features[20, 0] = np.nan
+    seen = outcomes([(i, 0, float(generator.random())) for i in range(12)] + [(2, 3, 0.3), (5, 3, 0.7)])
+    fit = Ranker(COSTS).fit(Pool.of(features, names), seen)
+    assert fit.of_others(features[12:]) == pytest.approx(fit.mean[12:])
+
+
+def test_choices_tell_the_untrained_apart() -> None:
+    """Ten choices, of which three matter: after 24 short trainings the order of others is roughly known."""
+    generator = np.random.default_rng(1)
+    choices = generator.standard_normal((100, 10))
+    good = choices[:, :3] @ [1.0, -0.7, 0.5]
+    names = ["params", *(f"{CHOICE}{number}" for number in range(10))]
+    features = np.column_stack([np.full(100, 1e6) * generator.uniform(0.9, 1.1, 100), choices])
+    seen = outcomes([(i, 0, float(good[i] + 0.5 * generator.standard_normal())) for i in range(24)])
+    mean, _ = Ranker(COSTS).predict(Pool.of(features, names), seen)
+    assert kendalltau(mean[24:], good[24:]).statistic > 0.5
+    blind, _ = Ranker(COSTS).predict(Pool.of(features[:, :1], names[:1]), seen)
+    assert abs(kendalltau(blind[24:], good[24:]).statistic) < 0.3
 
 
 def test_a_longer_training_says_more() -> None:

@@ -97,6 +97,17 @@ def test_late_promotions_in_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_proposals_are_tried_on_the_published_table_in_small(tmp_path: Path) -> None:
+    run("simulate_proposals", "untrained", "--repeats", "5", "--to", str(tmp_path))
+    taus = pd.read_csv(tmp_path / "proposals-untrained.csv").set_index(["by", "seen"])["tau"]
+    assert taus["sizes and choices", 40] > taus["sizes", 40]
+    run("simulate_proposals", "search", "--repeats", "1", "--candidates", "12", "--to", str(tmp_path))
+    rows = pd.read_csv(tmp_path / "proposals-search.csv")
+    assert set(rows["proposals"]) == {1, 2, 4, 8}
+    assert (rows.loc[rows["proposals"] == 1, "more"] == 0).all()
+
+
+@pytest.mark.slow
 def test_the_step_under_the_glass_in_small(tmp_path: Path) -> None:
     run("benchmark_step", "--small", "--to", str(tmp_path))
     [row] = pd.read_csv(tmp_path / "step.csv").to_dict("records")

@@ -31,6 +31,7 @@ from nas.data import load
 from nas.errors import LeaseLost, SearchError
 from nas.executor import Executor, InProcess
 from nas.ladder import Rung, budget_for
+from nas.ladder.ranker import FEW
 from nas.progress import Budget, Event, Progress
 from nas.proxy import Job, Outcome, Setting, SpaceSpec
 from nas.records import Entry, Measurement, Records, open_database
@@ -219,6 +220,115 @@ def bed(tmp_path: Path, empty: bytes) -> Bed:
 def beds(tmp_path: Path, empty: bytes) -> Callable[[], Bed]:
     numbers = iter(range(1000))
     return lambda: Bed(tmp_path / f"study{next(numbers)}.db", empty)
+
+
+# --------------------------------------------------------------------------- several proposals for each candidate
+
+
+def wide_is_good(job: Job) -> Outcome:
+    """Scores that a proposal's values foretell, but for some noise."""
+    outcome = measured(job)
+    value = 1 - Dial.from_json(job.architecture).width / 100 + 0.2 * loss(job.key)
+    signals = {**outcome.measurement.signals, "val_loss": value}
+    return Outcome(job, job.measurement("done", signals, outcome.measurement.cost, ()), None)
+
+
+@pytest.fixture
+def asks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of all proposals."""
+    numbers: list[int] = []
+    ask = Study.ask
+
+    def watched(study: Study, space: SearchSpace, explore: bool = False) -> Any:
+        asked = ask(study, space, explore)
+        numbers.append(asked.number)
+        return asked
+
+    monkeypatch.setattr(Study, "ask", watched)
+    return numbers
+
+
+def widths_of(executor: Instant) -> list[int]:
+    return [Dial.from_json(job.architecture).width for job in executor.given]
+
+
+@pytest.mark.parametrize("rungs", [(RUNG,), None], ids=["one rung", "ladder"])
+def test_once_there_are_outcomes_the_proposal_that_promises_most_is_measured(
+    beds: Callable[[], Bed], asks: list[int], rungs: Sequence[Rung] | None
+) -> None:
+    plain, screened = Instant(1, wide_is_good), Instant(1, wide_is_good)
+    beds().drive(plain, trials=30, rungs=rungs or LADDER, proposals=1)
+    assert len(asks) <= 32  # some are known
+    asks.clear()
+    bed = beds()
+    progress = bed.drive(screened, trials=30, rungs=rungs or LADDER, proposals=4)
+    assert progress.done == 30
+    assert len(asks) >= 8 + 4 * 22
+    lowest = [[job for job in one.given if job.rung.name == RUNG.name][FEW:] for one in (screened, plain)]
+    late = [statistics.fmean(Dial.from_json(job.architecture).width for job in jobs) for jobs in lowest]
+    assert late[0] > late[1] + 10
+    assert [one.key for one in screened.given[:FEW]] == [one.key for one in plain.given[:FEW]]  # nothing known by then
+    assert len(bed.trials()) < 45  # those that were not taken have left no rows, but for known ones
+    assert bed.states().keys() == {"COMPLETE"}
+
+
+def test_who_turns_out_to_be_beyond_a_limit_or_fails_is_not_what_is_chosen_ever_more(beds: Callable[[], Bed]) -> None:
+    """Wide ones are the best as far as scores tell, but too slow; or fail. Both show on the worker alone."""
+
+    def too_slow(job: Job) -> Outcome:
+        outcome = wide_is_good(job)
+        if Dial.from_json(job.architecture).width <= 50:
+            return outcome
+        return job.failed("too slow", "infeasible", {**outcome.measurement.signals, "latency_ms": 2.0})
+
+    def failing(job: Job) -> Outcome:
+        return wide_is_good(job) if Dial.from_json(job.architecture).width <= 50 else job.failed("no memory")
+
+    for answer in (too_slow, failing):
+        wasted = []
+        for proposals in (1, 4):
+            executor = Instant(1, answer)
+            beds().drive(executor, trials=30, max_latency=1.0, proposals=proposals)
+            late = widths_of(executor)[15:]
+            wasted.append(sum(width > 50 for width in late) / len(late))
+        assert wasted[1] < wasted[0] / 2 < 0.4
+
+
+def test_ever_so_many_proposals_measure_a_small_space_whole(bed: Bed) -> None:
+    assert bed.drive(Instant(1, wide_is_good), Dials(widths=8), trials=None, proposals=64).done == 24
+
+
+def test_several_objectives_have_no_best_proposal(bed: Bed, asks: list[int]) -> None:
+    bed.drive(Instant(1, wide_is_good), trials=30, objectives=("loss", "params"), sampler="nsga2")
+    assert len(asks) == len(bed.trials())
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_proposals_are_drawn_while_all_workers_are_busy_and_none_waits_for_more(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    executor = Instant(slots, wide_is_good, concurrent=True)
+    ask, moments = Study.ask, []
+
+    def watched(study: Study, space: SearchSpace, explore: bool = False) -> Any:
+        moments.append((executor.free, executor.running, len(executor.given)))
+        return ask(study, space, explore)
+
+    monkeypatch.setattr(Study, "ask", watched)
+    bed.drive(executor, trials=40, proposals=4)
+    ahead = Counter(given for free, _, given in moments if free == 0)
+    assert max(ahead.values()) == 4
+    assert len(ahead) >= 25
+    kept_waiting = Counter(given for free, running, given in moments if free > 0 and running > 0)
+    assert all(kept_waiting[given] <= 1 for given in ahead)  # one that was known or beyond the limits, at most
+    assert statistics.fmean(widths_of(executor)[20:]) > 60
+
+
+def test_a_point_that_a_person_asks_for_is_measured_whatever_it_promises(bed: Bed) -> None:
+    executor = Instant(1, wide_is_good)
+    bed.drive(executor, trials=15)
+    bed.drive(executor, Dials(named={"worst": (1, 0), "poor": (2, 4)}), trials=17)
+    assert widths_of(executor)[15:] == [1, 2]
 
 
 # --------------------------------------------------------------------------------------------- duplicates
@@ -646,6 +756,32 @@ def test_a_search_killed_before_any_commit_loses_nothing_and_counts_nothing_twic
                 key = Dial.from_json(trial.user_attrs["architecture"]).key
                 assert trial.values == [expected[key].signals["val_loss"]]
     assert number > 15, "the search made fewer commits than there are places to die"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_a_search_killed_with_proposals_in_hand_forgets_them_and_nothing_else(
+    beds: Callable[[], Bed], concurrent: bool
+) -> None:
+    settings: dict[str, Any] = {"trials": 14, "max_params": 20 * 30 + 3, "proposals": 4}
+    space = Dials(widths=40)
+    for number in range(20, 1000, 9):
+        bed = beds()
+        killed, after = (Instant(2, wide_is_good, concurrent=concurrent) for _ in range(2))
+        try:
+            with death_before_commit(number):
+                bed.drive(killed, space, **settings)
+        except Killed:
+            pass
+        else:
+            break
+        written = {e.measurement.key for e in bed.entries()}
+        progress = bed.drive(after, space, **settings)
+        assert progress.done == len(bed.entries()) == 14, number
+        assert not written & {job.key for job in after.given}, number
+        assert len({job.key for job in after.given}) == len(after.given), number
+        assert all(trial.state.is_finished() for trial in bed.trials()), number
+    assert number > 45
 
 
 # ----------------------------------------------------------------------------------------- what one sees

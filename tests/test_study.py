@@ -334,8 +334,8 @@ def test_a_proposal_that_is_forgotten_takes_its_number_and_leaves_nothing(
     again = new()
     assert again.running(GRID) == [first, second]
     assert again.ask(GRID) == study.ask(GRID)  # of the same number, and so of the same seed
-    assert again.values(first.number) == first.values
-    assert again.values(forgotten.number) == {}
+    assert again.values()[first.number] == first.values
+    assert again.values()[forgotten.number] == {}
 
 
 def test_proposals_tells_of_every_trial_that_has_an_architecture(

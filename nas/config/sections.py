@@ -119,10 +119,10 @@ class SearchConfig(Section):
         None, description="Time budget, such as 30m; for `nas run` it includes retraining and export."
     )
     sampler: Literal["tpe", "random", "gp", "nsga2"] = Field("tpe", description="tpe, random, gp or nsga2.")
-    proposals: Positive = Field(
+    proposals: Annotated[int, Field(ge=1, le=64)] = Field(
         4,
-        description="With one objective: so many proposals of the sampler for each candidate, as long as no worker "
-        "waits for them; the one that promises most, by its choices and sizes, is trained. 1: all are.",
+        description="With one objective: so many proposals of the sampler for each candidate (fewer where a worker "
+        "would wait for more); the one that promises most, by its choices and sizes, is trained. 1: all are.",
     )
     objectives: tuple[Literal["loss", "accuracy", "params", "flops", "latency"], ...] = Field(
         ("loss",),

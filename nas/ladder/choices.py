@@ -17,7 +17,7 @@ DRAWN = 64
 
 
 @dataclass(frozen=True)
-class Column:
+class Choice:
     """One number of a point: the value chosen under a name or, for other values than numbers, whether it is `value`."""
 
     asked: str
@@ -42,10 +42,11 @@ class Column:
 class Choices:
     """Reads points of a space, which are values by the names that its `suggest` asks for.
 
-    Numbers are in deviations from their mean over random points; what was not asked for, or is unheard of, is the mean.
+    Numbers are in deviations from their mean over random points. What was not asked for counts as the mean; of other
+    values than numbers, one that no random point had is none of those that they had.
     """
 
-    columns: tuple[Column, ...]
+    columns: tuple[Choice, ...]
 
     @classmethod
     def of(cls, space: SearchSpace) -> Choices:
@@ -79,8 +80,8 @@ class Choices:
         return np.array([column.read(values) for column in self.columns])
 
 
-def _column(asked: str, value: str | None, seen: Sequence[float]) -> Column:
-    return Column(asked, value, float(np.mean(seen)), float(np.std(seen)))
+def _column(asked: str, value: str | None, seen: Sequence[float]) -> Choice:
+    return Choice(asked, value, float(np.mean(seen)), float(np.std(seen)))
 
 
 def _is_number(value: object) -> bool:

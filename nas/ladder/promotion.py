@@ -80,6 +80,7 @@ class Promotion(Generic[Key]):
         self._tie = np.zeros(0)
         self._told: list[tuple[int, int, float, Floats]] = []
         self._scored = 0  # of those, at the cheapest rung
+        self._lost: list[int] = []  # who failed there
         self._spent = np.zeros(self._rungs)  # running trainings count as spent
         self._closed = False
         self._held: bool | None = None
@@ -87,8 +88,8 @@ class Promotion(Generic[Key]):
         self._plan: Floats | None = None
         self._step = np.zeros(self._rungs)  # mean cost of a training
         self._fit: Fit | None = None
-        self._fitted = -1
-        self._outlook: tuple[Floats, Floats] = (np.zeros(0), np.zeros(0))
+        self._fitted = -1  # outcomes that the last fit knew
+        self._heard = np.zeros((0, self._rungs), dtype=bool)  # whose, at which rungs
 
     def offer(self, keys: Sequence[Key], features: Floats, costs: Floats) -> None:
         """More candidates: their free features (n, F) and what each rung is expected to cost them (n, R)."""
@@ -150,7 +151,8 @@ class Promotion(Generic[Key]):
     ) -> None:
         """The outcome of a training that was started; `score` None: it failed, and the candidate drops out.
 
-        Higher scores are better. `cost` is what it really cost, where that is not what was expected.
+        Higher scores are better. `cost` is what it really cost, where that is not what was expected. Who fails at the
+        cheapest rung is the worst there, so that the ranker learns which newcomers do.
         """
         candidate = self._number[key]
         assert self._state[candidate, rung] == RUNNING, f"{key!r} is not in training at rung {rung}"
@@ -161,6 +163,8 @@ class Promotion(Generic[Key]):
             row = np.array(signals if len(signals) else [np.nan] * len(self._signals), dtype=np.float64)
             self._told.append((candidate, rung, score, row))
             self._scored += rung == 0
+        elif rung == 0:
+            self._lost.append(candidate)
 
     def found(self) -> Key | None:
         """The candidate with the best score among those fully trained."""
@@ -169,9 +173,10 @@ class Promotion(Generic[Key]):
 
     def outlook(self) -> tuple[Floats, Floats]:
         """Mean and deviation of each candidate's full score, in the order of the offers."""
-        if len(self._outlook[0]) < len(self._keys):
+        if self._fit is None or len(self._fit.mean) < len(self._keys):
             self._refit()
-        return self._outlook
+        assert self._fit is not None
+        return self._fit.mean, self._fit.deviation
 
     @property
     def informed(self) -> bool:
@@ -189,25 +194,37 @@ class Promotion(Generic[Key]):
         """The ranker looks at all candidates and outcomes anew."""
         if self._pool is None or len(self._pool.family) < len(self._keys):
             self._pool = Pool.of(self._free, self._features, self._policy.beliefs)
-        self._fit = self._ranker.fit(self._pool, self._observations())
-        self._outlook = self._fit.outlook()
-        self._fitted = len(self._told)
+        seen = self._observations()
+        self._fit = self._ranker.fit(self._pool, seen)
+        self._heard = np.zeros_like(self._state, dtype=bool)
+        self._heard[seen.candidate, seen.rung] = True
+        self._fitted = self._outcomes
 
     @property
     def _has_grown(self) -> bool:
         """Whether more outcomes came since the last fit than may be left out."""
-        return len(self._told) >= self._fitted + max(1.0, self._policy.refit * self._fitted)
+        return self._outcomes >= self._fitted + max(1.0, self._policy.refit * self._fitted)
 
-    def _means(self, able: NDArray[np.bool_], rung: int) -> Floats:
-        """The outlook's means, by the last fit if it will do; those that came after it wait at higher rungs.
+    @property
+    def _outcomes(self) -> int:
+        return len(self._told) + len(self._lost)
 
-        A newcomer of the search's has no outlook before it is trained, and needs none: only who is `able` does.
+    def _means(self, able: NDArray[np.bool_], below: int | None = None) -> Floats:
+        """The outlook's means, by the last fit if it will do, else by a new one.
+
+        Who goes on from the rung `below` waits until a fit knows the score there. Newcomers (None) are all compared.
         """
-        fitted = np.arange(len(able)) < len(self._outlook[0])
-        if self._has_grown or not (able & fitted).any() or (rung == 0 and not fitted.all()):
+
+        def known() -> NDArray[np.bool_]:
+            heard = np.ones(len(self._heard), bool) if below is None else self._heard[:, below]
+            return np.concatenate([heard, np.zeros(len(able) - len(heard), bool)])
+
+        if self._has_grown or not (able & known()).any() or (below is None and not known().all()):
             self._refit()
-        unknown = np.full(len(able) - len(self._outlook[0]), -np.inf)
-        return np.concatenate([self._outlook[0], unknown])
+        assert self._fit is not None
+        means = np.full(len(able), -np.inf)
+        means[: len(self._fit.mean)] = self._fit.mean
+        return np.where(known(), means, -np.inf)
 
     # ------------------------------------------------------------------------------------------ choosing
 
@@ -249,7 +266,7 @@ class Promotion(Generic[Key]):
         able &= self._costs[:, rung] <= left + ROUNDING
         if not able.any():
             return None
-        outlook = self._means(able, rung)
+        outlook = self._means(able, rung - 1 if rung else None)
         return self._first(able, outlook - self._crowded() if rung == 0 else outlook)
 
     def _awaited(self) -> bool:
@@ -283,7 +300,7 @@ class Promotion(Generic[Key]):
             return None
         able = (self._state[:, top] == IDLE) & (self._state != FAILED).all(axis=1)
         able &= self._costs[:, top] <= self._budget - self.spent + ROUNDING
-        return self._first(able, self._means(able, self._rungs - 1)) if able.any() else None
+        return self._first(able, self._means(able)) if able.any() else None
 
     def _start(self, candidate: int, rung: int) -> tuple[Key, int]:
         self._spent[rung] += self._costs[candidate, rung]
@@ -291,11 +308,15 @@ class Promotion(Generic[Key]):
         return self._keys[candidate], rung
 
     def _observations(self) -> Observations:
+        told = self._told
+        if self._scored:
+            worst = min(score for _, rung, score, _ in told if rung == 0) - 1.0
+            told = told + [(candidate, 0, worst, np.full(len(self._signals), np.nan)) for candidate in self._lost]
         return Observations(
-            np.array([one[0] for one in self._told], dtype=np.int64),
-            np.array([one[1] for one in self._told], dtype=np.int64),
-            np.array([one[2] for one in self._told], dtype=np.float64),
-            np.array([one[3] for one in self._told], dtype=np.float64).reshape(len(self._told), len(self._signals)),
+            np.array([one[0] for one in told], dtype=np.int64),
+            np.array([one[1] for one in told], dtype=np.int64),
+            np.array([one[2] for one in told], dtype=np.float64),
+            np.array([one[3] for one in told], dtype=np.float64).reshape(len(told), len(self._signals)),
         )
 
 

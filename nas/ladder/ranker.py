@@ -33,7 +33,8 @@ CHOICE = "choice "
 """Names of features begin so that say which choice was taken; these are on one scale already."""
 
 FEW = 8
-"""Candidates known at a rung and above it, below which the rung's score speaks alone and not its further signals."""
+"""Candidates known at a rung and above it, below which the rung's score speaks alone and not its further signals; and
+at the cheapest rung, below which nothing is said of the untrained."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Beliefs:
 
 
 @dataclass(frozen=True)
-class Column:
+class Reading:
     """How a feature is read: the logarithm or a multiple of it, less its mean; what is missing is `usual`."""
 
     place: int
@@ -77,7 +78,8 @@ class Pool:
     slopes: Floats  # (F,) presumed slope of each feature
     doubts: Floats  # (F,) its deviation, in slope_doubt
     family: Ints
-    columns: tuple[Column, ...] = ()  # what `values` were read by
+    kin: NDArray[np.bool_]  # (F,) whether candidates must have it alike to be of one family: all but choices
+    readings: tuple[Reading, ...] = ()  # what `values` were read by
 
     @classmethod
     def of(cls, features: Floats, names: Sequence[str], beliefs: Beliefs | None = None) -> Pool:
@@ -88,7 +90,7 @@ class Pool:
         """
         beliefs = beliefs or Beliefs()
         features = np.asarray(features, dtype=np.float64)
-        columns, kinds = [], []
+        readings, kinds = [], []
         for place, name in enumerate(names):
             raw = features[:, place]
             if not np.isfinite(raw).any() or np.ptp(raw[np.isfinite(raw)]) == 0:
@@ -99,21 +101,23 @@ class Pool:
             logarithm = kind != "choice" and raw.min() > 0 and (kind == "params" or raw.max() > 1.5 * raw.min())
             scale = 1.0 if kind == "choice" else float(raw.std())
             mean = float((np.log(raw) if logarithm else raw / scale).mean())
-            columns.append(Column(place, bool(logarithm), scale, mean, usual))
+            readings.append(Reading(place, bool(logarithm), scale, mean, usual))
             kinds.append(kind)
-        if not columns:
-            return cls(np.zeros((1, 0)), np.zeros(0), np.zeros(0), np.zeros(len(features), dtype=np.int64))
+        if not readings:
+            nothing = np.zeros(0)
+            return cls(np.zeros((1, 0)), nothing, nothing, np.zeros(len(features), np.int64), nothing.astype(bool))
         together = {"params": 1.0, "choice": beliefs.choice_doubt, "other": 1.0}
         doubts = np.array([together[kind] / math.sqrt(kinds.count(kind)) for kind in kinds])
         slopes = np.array([beliefs.size_slope if kind == "params" else 0.0 for kind in kinds])
-        read = np.stack([column.read(features) for column in columns], axis=1)
+        read = np.stack([one.read(features) for one in readings], axis=1)
         values, family = np.unique(read, axis=0, return_inverse=True)
-        return cls(values, slopes, doubts, family.reshape(-1).astype(np.int64), tuple(columns))
+        kin = np.array([kind != "choice" for kind in kinds])
+        return cls(values, slopes, doubts, family.reshape(-1).astype(np.int64), kin, tuple(readings))
 
     def read(self, features: Floats) -> Floats:
         """The values (N, F) of others than the pool's own candidates, from (N, features)."""
         features = np.asarray(features, dtype=np.float64)
-        rows = [column.read(features) for column in self.columns]
+        rows = [one.read(features) for one in self.readings]
         return np.stack(rows, axis=1) if rows else np.zeros((len(features), 0))
 
 
@@ -151,11 +155,12 @@ class Ranker:
 
     def predict(self, pool: Pool, seen: Observations) -> tuple[Floats, Floats]:
         """Mean and deviation of every candidate's full score, given the outcomes of all."""
-        return self.fit(pool, seen).outlook()
+        fit = self.fit(pool, seen)
+        return fit.mean, fit.deviation
 
     def fit(self, pool: Pool, seen: Observations) -> Fit:
         """What the outcomes say, to be asked about candidates of the pool and others."""
-        from scipy.linalg import cho_factor, cho_solve
+        from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
         at, rung = seen.candidate, seen.rung
         values = pool.values[pool.family[at]]
@@ -164,7 +169,24 @@ class Ranker:
         known += self._own[rung[:, None], rung[None]] * (at[:, None] == at[None])
         factor = cho_factor(known + 1e-6 * np.eye(len(at)), lower=True)
         weights = cho_solve(factor, self.standardised(seen) - self._trend[rung] * (values @ pool.slopes))
-        return Fit(self, pool, seen, factor[0], weights)
+
+        cross = self._to_full(pool, pool.values, values, rung)
+        slopes = self._slopes[-1, -1] * ((pool.values * pool.doubts) ** 2).sum(axis=1)
+        prior = self._family[-1, -1] + self._own[-1, -1] + slopes
+        drift = self._trend[-1] * (pool.values @ pool.slopes)
+        mean = (drift + cross @ weights)[pool.family]
+        variance = (prior - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0))[pool.family]
+
+        tried = np.unique(at)  # these have scores of their own too
+        family = pool.family[tried]
+        cross = cross[family] + self._own[self._top, rung][None] * (tried[:, None] == at[None])
+        mean[tried] = drift[family] + cross @ weights
+        variance[tried] = prior[family] - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0)
+        return Fit(self, pool, values, rung, weights, mean, np.sqrt(np.clip(variance, 1e-6, None)))
+
+    def _to_full(self, pool: Pool, values: Floats, seen: Floats, rung: Ints) -> Floats:
+        """Covariance of full scores of candidates with these values with the outcomes that were seen."""
+        return self._kernel(pool, values, np.full(len(values), self._top), seen, rung)
 
     def standardised(self, seen: Observations) -> Floats:
         """Each outcome as a normal score among those at its rung; one number from all signals where enough went on."""
@@ -206,7 +228,7 @@ class Ranker:
         """Covariance of what families share, of (values, rung) with (values, rung)."""
         from scipy.spatial.distance import cdist
 
-        apart = cdist(a, b, "sqeuclidean") / self._beliefs.family_width**2
+        apart = cdist(a[:, pool.kin], b[:, pool.kin], "sqeuclidean") / self._beliefs.family_width**2
         alike = self._family[one_rung[:, None], other_rung[None]] * np.exp(-0.5 * np.minimum(apart, 100.0))
         slopes = self._slopes[one_rung[:, None], other_rung[None]] * (a * pool.doubts**2 @ b.T)
         return np.asarray(alike + slopes)
@@ -214,42 +236,21 @@ class Ranker:
 
 @dataclass(frozen=True)
 class Fit:
-    """A ranker that has looked at outcomes."""
+    """What outcomes say: mean and deviation of the full score of each of the pool, and `of_others` what is asked."""
 
     ranker: Ranker
     pool: Pool
-    seen: Observations
-    factor: Floats
+    values: Floats  # of the outcomes' candidates
+    rung: Ints
     weights: Floats
-
-    def outlook(self) -> tuple[Floats, Floats]:
-        """Mean and deviation of the full score of every candidate of the pool."""
-        from scipy.linalg import solve_triangular
-
-        ranker, pool, at, rung = self.ranker, self.pool, self.seen.candidate, self.seen.rung
-        cross = self._cross(pool.values)
-        slopes = ranker._slopes[-1, -1] * ((pool.values * pool.doubts) ** 2).sum(axis=1)
-        prior = ranker._family[-1, -1] + ranker._own[-1, -1] + slopes
-        drift = ranker._trend[-1] * (pool.values @ pool.slopes)
-        mean = (drift + cross @ self.weights)[pool.family]
-        variance = (prior - (solve_triangular(self.factor, cross.T, lower=True) ** 2).sum(axis=0))[pool.family]
-
-        tried = np.unique(at)  # these have scores of their own too
-        family = pool.family[tried]
-        cross = cross[family] + ranker._own[ranker._top, rung][None] * (tried[:, None] == at[None])
-        mean[tried] = drift[family] + cross @ self.weights
-        variance[tried] = prior[family] - (solve_triangular(self.factor, cross.T, lower=True) ** 2).sum(axis=0)
-        return mean, np.sqrt(np.clip(variance, 1e-6, None))
+    mean: Floats
+    deviation: Floats
 
     def of_others(self, features: Floats) -> Floats:
         """Mean full score of candidates (N, features) that are not of the pool."""
         values = self.pool.read(features)
-        return np.asarray(self.ranker._trend[-1] * (values @ self.pool.slopes) + self._cross(values) @ self.weights)
-
-    def _cross(self, values: Floats) -> Floats:
-        pool, rung = self.pool, self.seen.rung
-        top = np.full(len(values), self.ranker._top)
-        return self.ranker._kernel(pool, values, top, pool.values[pool.family[self.seen.candidate]], rung)
+        cross = self.ranker._to_full(self.pool, values, self.values, self.rung)
+        return np.asarray(self.ranker._trend[-1] * (values @ self.pool.slopes) + cross @ self.weights)
 
 
 def _normal_scores(values: Floats) -> Floats:
