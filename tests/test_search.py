@@ -248,17 +248,32 @@ def asks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of those that were forgotten."""
+    numbers: list[int] = []
+    forget = Study.forget
+
+    def watched(study: Study, number: int) -> None:
+        numbers.append(number)
+        forget(study, number)
+
+    monkeypatch.setattr(Study, "forget", watched)
+    return numbers
+
+
 def widths_of(executor: Instant) -> list[int]:
     return [Dial.from_json(job.architecture).width for job in executor.given]
 
 
 @pytest.mark.parametrize("rungs", [(RUNG,), None], ids=["one rung", "ladder"])
 def test_once_there_are_outcomes_the_proposal_that_promises_most_is_measured(
-    beds: Callable[[], Bed], asks: list[int], rungs: Sequence[Rung] | None
+    beds: Callable[[], Bed], asks: list[int], forgotten: list[int], rungs: Sequence[Rung] | None
 ) -> None:
     plain, screened = Instant(1, wide_is_good), Instant(1, wide_is_good)
     beds().drive(plain, trials=30, rungs=rungs or LADDER, proposals=1)
     assert len(asks) <= 32  # some are known
+    assert not forgotten
     asks.clear()
     bed = beds()
     progress = bed.drive(screened, trials=30, rungs=rungs or LADDER, proposals=4)
@@ -269,6 +284,7 @@ def test_once_there_are_outcomes_the_proposal_that_promises_most_is_measured(
     assert late[0] > late[1] + 10
     assert [one.key for one in screened.given[:FEW]] == [one.key for one in plain.given[:FEW]]  # nothing known by then
     assert len(bed.trials()) < 45  # those that were not taken have left no rows, but for known ones
+    assert sorted([*(trial.number for trial in bed.trials()), *forgotten]) == asks
     assert bed.states().keys() == {"COMPLETE"}
 
 
