@@ -69,6 +69,12 @@ def test_searches_are_compared(tmp_path: Path) -> None:
     ahead = searches.loc["engine", "accuracy"] - searches.loc["tpe", "accuracy"]
     assert searches.loc["tpe", "engine_ahead"] == pytest.approx(ahead)
     assert "/4 " not in run("compare_searches", *words, "--report")  # nothing is done twice
+    (tmp_path / "work" / "0-tpe.json").unlink()  # as on another machine
+    run("compare_searches", *words, "--first", "1")
+    later = pd.read_csv(tmp_path / "report" / "networks.csv").groupby(["method", "run"])["test_accuracy"].mean()
+    earlier = networks.set_index(["method", "run"])["test_accuracy"]
+    assert later[earlier.index].equals(earlier)
+    assert list(later["tpe"].index) == [0, 1]
 
 
 @pytest.mark.slow
