@@ -14,15 +14,13 @@ import numpy as np
 
 from nas.config.sections import FEWEST_TO_CALIBRATE
 from nas.errors import InputError
-from nas.ladder.ranker import FREE, Observations, Pool, Ranker
+from nas.ladder.ranker import FREE, SIGNALS, Observations, Pool, Ranker
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.records import Entry, Measurement
 from nas.space import Architecture
 
 NOISE = 0.05
 """Variance between seeds of one network, as a share of that between networks."""
-
-SIGNALS = ("val_loss", "val_accuracy", "tse_ema", "tower_loss")
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,8 @@ class Calibrated:
     high: float
     trained: int
     predictions: Mapping[str, tuple[float, float, float]]
+    epochs: int | None = None
+    """Of the trainings that stand for full ones, where time cut them."""
 
     def as_fact(self) -> dict[str, Any]:
         """As JSON, to be remembered."""
@@ -51,8 +51,9 @@ class Calibrated:
     @property
     def sentence(self) -> str:
         """How far the ranking can be trusted."""
+        how = "fully" if self.epochs is None else f"for {self.epochs} epochs, as long as time allowed"
         said = (
-            f"Of {self.trained} candidates trained fully, the proxy ranks two at a time rightly in "
+            f"Of {self.trained} candidates trained {how}, the proxy ranks two at a time rightly in "
             f"{100 * (1 + self.tau) / 2:.0f} % of cases (tau {self.tau:.2f}, "
             f"95 % interval {self.low:.2f} to {self.high:.2f})"
         )
@@ -103,11 +104,12 @@ def _predictions(
     """The ranker's predictions, brought to accuracies by those that were trained fully, each left out in turn."""
     number = {m.key: place for place, m in enumerate(candidates)}
     pool = Pool.of(np.array([[m.signals.get(name, np.nan) for name in FREE] for m in candidates]), FREE)
+    signals = [name for name in SIGNALS if name != SIGNAL_OF[objective]]
     seen = Observations(
         np.array([number[m.key] for m in observed]),
         np.array([ladder.index(m.rung) for m in observed]),
         np.array([m.signals["truth_accuracy"] if m.rung == ladder[-1] else _score(m, objective) for m in observed]),
-        np.array([[m.signals.get(name, np.nan) for name in SIGNALS] for m in observed]),
+        np.array([[m.signals.get(name, np.nan) for name in signals] for m in observed]),
     )
     ranker = Ranker([one / images[-1] for one in images])
     top = len(ladder) - 1

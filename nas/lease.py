@@ -24,6 +24,9 @@ LIFE = 60.0
 BEAT = 10.0
 """Seconds between heartbeats."""
 
+_held: set[str] = set()
+"""Holders of this process: a lease of another one with its number is of a process that was there before."""
+
 _metadata = sql.MetaData()
 _leases = sql.Table(
     "nas_leases",
@@ -50,7 +53,12 @@ class Lease:
 
     def __enter__(self) -> Self:
         _metadata.create_all(self._engine)
-        self._take()
+        _held.add(self._holder)
+        try:
+            self._take()
+        except BaseException:
+            _held.discard(self._holder)
+            raise
         self._thread.start()
         return self
 
@@ -62,6 +70,7 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        _held.discard(self._holder)
         with self._engine.begin() as connection:
             connection.execute(_leases.delete().where(self._mine()))
 
@@ -82,7 +91,7 @@ class Lease:
                 if held is None:
                     connection.execute(_leases.insert().values(study=self._study, **row))
                     return
-                if not _is_over(held["host"], held["pid"], held["beat"]):
+                if not _is_over(held["host"], held["pid"], held["holder"], held["beat"]):
                     raise _refusal(held["pid"], held["host"])
                 # compare and swap: of two drivers that see the same dead lease, one gets it
                 swap = _leases.update().where(where, _leases.c.holder == held["holder"]).values(**row)
@@ -113,10 +122,14 @@ def _refusal(pid: int, host: str) -> ExperimentError:
     return ExperimentError(f"this experiment is being written by another driver (process {pid} on {host})")
 
 
-def _is_over(host: str, pid: int, beat: float) -> bool:
+def _is_over(host: str, pid: int, holder: str, beat: float) -> bool:
     if time.time() - beat > LIFE:
         return True
-    return host == socket.gethostname() and not _is_alive(pid)
+    if host != socket.gethostname():
+        return False
+    if pid == os.getpid():  # a container that is started again gives its driver the same number
+        return holder not in _held
+    return not _is_alive(pid)
 
 
 def _is_alive(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,9 @@ from nas.retrained import winner
 from nas.search import Search
 from nas.space import Architecture, SearchSpace
 from nas.weights import Weights, start_from
+
+CALIBRATION_SEEDS = 1000
+"""Seeds of calibrating trainings begin here: sharing initial weights with a proxy would flatter it."""
 
 SEARCHED = 0.6
 """Share of the search's time after which a calibrated one proposes nothing more; the rest is full trainings'."""
@@ -79,29 +83,26 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
     if len(chosen) < FEWEST_TO_CALIBRATE:
         driver.say(f"Too few candidates to calibrate by: {len(chosen)}, at least {FEWEST_TO_CALIBRATE} are needed")
         return
+    count = len(driver.data.train)
     left = driver.budget.left_to_search(share)
-    rung = driver.full_rung()
+    full = rung = driver.full_rung()
     if left is not None:
         lowest = {e.measurement.key: e.measurement for e in records.all() if e.measurement.rung == driver.proxy.key}
-        fit = retraining.affordable_epochs(
-            left, [lowest[one.key] for one in chosen], len(driver.data.train), driver.executor.slots
-        )
-        fit = max(min(rung.epochs, fit), driver.rungs[-1].epochs)
-        decided = records.fact("full_epochs", {})
-        if decided.get("time") != driver.budget.seconds:
-            decided = {"time": driver.budget.seconds, "value": fit}
-            records.set_fact("full_epochs", decided)
-        rung = driver.full_rung(int(decided["value"]))
+        trainings, an_epoch = [lowest[one.key] for one in chosen], min(config.retrain.images or count, count)
+        fit = retraining.affordable_epochs(left, trainings, an_epoch, driver.executor.slots)
+        rung = driver.full_rung(_decided_epochs(driver, "full_epochs", full, max(fit, driver.rungs[-1].epochs)))
     driver.say(
         f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {counted(rung.epochs, 'epoch')}"
     )
-    driver.measure({Job.of(one, rung, config.seed): "fully" for one in chosen}, "calibrate")
-    rungs, count = [one.key for one in driver.rungs], len(driver.data.train)
+    seed = CALIBRATION_SEEDS + config.seed
+    driver.measure({Job.of(one, rung, seed): "fully" for one in chosen}, "calibrate")
+    rungs = [one.key for one in driver.rungs]
     images = [one.effort * min(one.recipe.images or count, count) for one in (*driver.rungs, rung)]
     found = calibrated(records.all(), rungs, rung.key, config.search.objectives[0], images)
     if found is None:
         driver.say("Too few candidates could be trained fully to say anything of the ranking")
         return
+    found = replace(found, epochs=None if rung.epochs == full.epochs else rung.epochs)
     records.set_fact("calibration", found.as_fact())
     driver.say(found.sentence)
 
@@ -322,16 +323,28 @@ def _flops_within_budget(driver: Driver, share: float) -> int | None:
 
 
 def _rung_within_budget(driver: Driver, trainings: Sequence[Measurement]) -> Rung:
-    """The retraining rung, its epochs cut to what is left of the budget; decided once and remembered."""
+    """The retraining rung, its epochs cut to what is left of the budget."""
     full, left = driver.retrain_rung(), driver.budget.left()
     if left is None:
         return full
-    decided = driver.records.fact("retrain_epochs", {})
-    if (decided.get("time"), decided.get("of")) != (driver.budget.seconds, full.key):
-        fit = retraining.affordable_epochs(left, trainings, driver.retrain_images, driver.executor.retrainings)
-        decided = {"time": driver.budget.seconds, "of": full.key, "value": min(full.epochs, fit)}
-        driver.records.set_fact("retrain_epochs", decided)
-    return driver.retrain_rung(int(decided["value"]))
+    fit = retraining.affordable_epochs(left, trainings, driver.retrain_images, driver.executor.retrainings)
+    return driver.retrain_rung(_decided_epochs(driver, "retrain_epochs", full, fit))
+
+
+def _decided_epochs(driver: Driver, fact: str, full: Rung, fit: int) -> int:
+    """Epochs of full training of which `fit` fit into the time that is left. Decided once for a budget and remembered.
+
+    Another budget brings more, never fewer: what was trained for longer is not replaced by a shorter training.
+    """
+    decided = driver.records.fact(fact, {})
+    before = int(decided["value"]) if decided.get("of") == full.key else 0
+    if before and decided["time"] == driver.budget.seconds:
+        return before
+    epochs = max(before, min(fit, full.epochs))
+    driver.records.set_fact(fact, {"time": driver.budget.seconds, "of": full.key, "value": epochs})
+    if epochs > fit or driver.budget.left() == 0:
+        driver.say(f"search.time leaves too little for {counted(epochs, 'epoch')} of full training: it takes longer")
+    return epochs
 
 
 def _count(size: int | None) -> str:

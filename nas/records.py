@@ -104,14 +104,15 @@ def _shown(url: str) -> str:
 
 
 def existing_records(url: str, study: str) -> Records | None:
-    """The records of a study, to be read; None, and nothing written, where there is no such database yet."""
+    """The records of a study, to be read; None, and nothing written, where its database holds none yet."""
     try:
         address = sql.make_url(url)
     except (sql.exc.ArgumentError, ValueError):
         raise ConfigError(f"storage {_shown(url)!r} is no SQL URL") from None
     if address.get_backend_name() == "sqlite" and not Path(address.database or "").is_file():
         return None
-    return Records(open_database(url), study)
+    engine = open_database(url)
+    return Records(engine, study) if sql.inspect(engine).has_table(_measurements.name) else None
 
 
 def tune(engine: sql.Engine) -> None:

@@ -4,12 +4,12 @@ As soon as there are outcomes to judge by, several proposals are drawn for each 
 outlook is measured: the free rung of the ladder. They are drawn while all workers are busy; one that is free takes the
 best of those that there are. The others are forgotten; the sampler learns nothing of them.
 
-Each candidate is measured at the lowest rung, and told to Optuna once, when that is done, with its score there: the
-sampler never sees a score of another rung. A trial that waits for its promotion, or is being trained at a higher rung,
-is complete for Optuna. Who is promoted, and when, the ladder says (`nas.ladder.promotion`, which `nas simulate`
-replays): newcomers are Optuna's proposals, promotions go to the candidates with the best outlook of its ranker. Where
-time ends the search, trainings at the highest rung wait until just enough of it is left for those that are planned
-(`scripts/simulate_deadline` replays that).
+Each candidate is measured at the lowest rung, and its trial is told to Optuna once, when that is done, with its score
+there (a trial that proposes it again, too): the sampler never sees a score of another rung. A trial that waits for its
+promotion, or is being trained at a higher rung, is complete for Optuna. Who is promoted, and when, the ladder says
+(`nas.ladder.promotion`, which `nas simulate` replays): newcomers are Optuna's proposals, promotions go to the
+candidates with the best outlook of its ranker. Where time ends the search, trainings at the highest rung wait until
+just enough of it is left for those that are planned (`scripts/simulate_deadline` replays that).
 """
 
 from __future__ import annotations
@@ -26,19 +26,14 @@ from nas import complexity
 from nas.candidates import Candidates
 from nas.errors import CandidateError, SearchError
 from nas.executor import Executor
-from nas.ladder import FREE, Choices, Policy, Promotion, Rung, budget_for
+from nas.hand import Hand, Option
+from nas.ladder import FREE, SIGNALS, Choices, Policy, Promotion, Rung, budget_for
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
 from nas.pace import Pace
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Outcome
 from nas.records import Measurement, Records, Status
 from nas.study import Asked, Study
-
-Option = tuple[Asked, Mapping[str, float]]
-"""A proposal that may be measured, and its sizes."""
-
-SIGNALS = ("val_accuracy", "tse_ema", "train_accuracy", "tower_loss")
-"""What the ladder reads at a rung beside the objective."""
 
 POLICY = Policy(refit=0.03)
 """Trainings take longer than a fit: the ranker looks more often than where they are replayed."""
@@ -79,6 +74,7 @@ class Search:
         self._listen = listen
         self._check = check
         self._objectives = candidates.limits.objectives
+        self._signals = tuple(name for name in SIGNALS if name != SIGNAL_OF[self._objectives[0]])
         everything = [e for e in records.all() if e.measurement.seed == seed]
         entries = [e for e in everything if e.measurement.rung == self._rung.key]
         self._known = {e.measurement.key: e.measurement for e in entries}
@@ -89,8 +85,7 @@ class Search:
         self._choices = Choices.of(candidates.space)
         self._ladder: Promotion[str] = Promotion([1.0], ENDLESS)
         self._costs = np.ones(1)
-        self._options: dict[str, Option] = {}  # by architecture: one of them is measured next
-        self._drawn = 0  # proposals since then
+        self._hand = Hand(study)
         self._promoting = 0
         self._waiting: dict[str, list[int]] = {}  # by architecture in flight: the trials that asked for it
         self._infeasible: set[str] = set()
@@ -132,8 +127,7 @@ class Search:
             for outcome in self._executor.wait(timeout=0.0 if thinking else 1.0):
                 self._check()
                 self._finish(outcome)
-        self._forget(self._options)
-        self._options = {}
+        self._hand.put_down()
         self._budget.enter(search=False)
         self._budget.save()
         if not self._counts["done"]:
@@ -164,23 +158,23 @@ class Search:
     @property
     def _draws_ahead(self) -> bool:
         """Whether there are proposals to draw while all workers are busy."""
-        return self._executor.concurrent and 1 < self._proposals > self._drawn
+        return self._executor.concurrent and 1 < self._proposals > self._hand.drawn
 
     def _propose(self) -> None:
         """Measure the best of the proposals drawn, where a worker is free and they are enough; draw one where not."""
         if not self._enough:
             self._draw()
         if self._enough and self._executor.free > 0:
-            self._choose()
+            self._submit(*self._hand.take(self._promise))
 
     @property
     def _enough(self) -> bool:
         """Whether to draw no more: there are as many as are wanted, or one, where a worker would wait for more."""
         waits = self._executor.concurrent and self._executor.free > 0
-        return bool(self._options) and (waits or self._drawn >= self._proposals)
+        return len(self._hand) > 0 and (waits or self._hand.drawn >= self._proposals)
 
     def _draw(self) -> None:
-        self._drawn += 1
+        self._hand.drawn += 1
         explore = self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0
         try:
             asked = self._study.ask(self._candidates.space, explore)
@@ -194,7 +188,7 @@ class Search:
         if asked.architecture.key in self._known:  # as a reference: it costs nothing
             self._submit(asked, sizes)
         else:
-            self._options[asked.architecture.key] = asked, sizes
+            self._hand.add(asked, sizes)
 
     def _sifted(self, asked: Asked) -> Mapping[str, float] | None:
         """Sizes of a proposal that may be measured. None: it is known, on its way or beyond limits, and dealt with."""
@@ -208,7 +202,7 @@ class Search:
             self._study.keep(asked.number)
             self._waiting[key].append(asked.number)
             return None
-        if key in self._options:
+        if key in self._hand:
             self._study.forget(asked.number)
             return None
         sizes, excess, over = self._judged(asked)
@@ -222,25 +216,9 @@ class Search:
             return None
         return sizes
 
-    def _choose(self) -> None:
-        """Measure the option with the best outlook; what a person asked for comes first."""
-        options, self._options, self._drawn = self._options, {}, 0
-        given = [key for key, (asked, _) in options.items() if asked.given]
-        if given:
-            best = given[0]
-            self._options = {key: options.pop(key) for key in given[1:]}
-        elif len(options) == 1:
-            best = next(iter(options))
-        else:
-            features = [self._free(sizes, asked.values) for asked, sizes in options.values()]
-            best = list(options)[int(np.argmax(self._ladder.judge(np.stack(features))))]
-        chosen = options.pop(best)
-        self._forget(options)
-        self._submit(*chosen)
-
-    def _forget(self, options: Mapping[str, Option]) -> None:
-        for asked, _ in options.values():
-            self._study.forget(asked.number)
+    def _promise(self, options: Sequence[Option]) -> NDArray[np.float64]:
+        """What the ladder expects of each after full training."""
+        return self._ladder.judge(np.stack([self._free(sizes, asked.values) for asked, sizes in options]))
 
     def _submit(self, asked: Asked, sizes: Mapping[str, float]) -> None:
         """On its way to the lowest rung."""
@@ -287,7 +265,7 @@ class Search:
         self._costs = np.array(efforts[:rungs]) / efforts[rungs - 1]
         self._pace.lowest = float(self._costs[0])
         features = (*FREE, *self._choices.names)
-        ladder: Promotion[str] = Promotion(list(self._costs), budget, features, SIGNALS, POLICY, self._seed)
+        ladder: Promotion[str] = Promotion(list(self._costs), budget, features, self._signals, POLICY, self._seed)
         values = self._study.values()
         lowest = [one for one in self._told if one.rung == self._rung.key]
         if lowest:
@@ -339,7 +317,7 @@ class Search:
             return None, []
         objective = self._objectives[0]
         sign = 1 if objective in HIGHER_IS_BETTER else -1
-        signals = [measurement.signals.get(name, math.nan) for name in SIGNALS]
+        signals = [measurement.signals.get(name, math.nan) for name in self._signals]
         return sign * measurement.signals[SIGNAL_OF[objective]], signals
 
     def _free(self, sizes: Mapping[str, float], values: Mapping[str, Any]) -> NDArray[np.float64]:

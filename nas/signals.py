@@ -18,8 +18,9 @@ before training (a few images, no labels; counted for one candidate, F multiply-
 during training (free): ``tse``, ``tse_e``, ``tse_ema``, ``train_loss``: Ru et al. 2021, section 3; ``train_accuracy``.
 
 after it: ``val_loss``, ``val_accuracy`` (F an image), ``averaged_val_loss``, ``averaged_val_accuracy`` (F an image,
-and F for 1,024 images whose batch-norm statistics are recomputed), and the towers' ``tower_loss``,
-``tower_accuracy`` and ``tower_gap`` (their loss above the main head's).
+and F for 1,024 images whose batch-norm statistics are recomputed; Izmailov et al. 2018, section 3.2), and of the
+towers (Szegedy et al. 2015, section 5; F times their share an image) ``tower_loss``, ``tower_accuracy`` and
+``tower_gap`` (their loss above the main head's): means, beside each tower's own, such as ``tower3_gap``.
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ def training_speed(losses: Sequence[float], steps_an_epoch: int) -> dict[str, fl
 
 
 def of_towers(scores: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    """Means over the towers: their loss, accuracy, and how far their loss lies above the main head's."""
+    """How far each tower's loss lies above the main head's, and means over the towers: loss, accuracy, and that gap."""
     if not names:
         return {}
+    gaps = {f"{name}_gap": scores[f"{name}_loss"] - scores["loss"] for name in names}
     loss = fmean(scores[f"{name}_loss"] for name in names)
     accuracy = fmean(scores[f"{name}_accuracy"] for name in names)
-    return {"tower_loss": loss, "tower_accuracy": accuracy, "tower_gap": loss - scores["loss"]}
+    return gaps | {"tower_loss": loss, "tower_accuracy": accuracy, "tower_gap": loss - scores["loss"]}
 
 
 def zero_cost(network: nn.Module, images: Tensor, seed: int) -> dict[str, float]:

@@ -25,7 +25,7 @@ from nas.errors import ExperimentError, InputError
 from nas.executor import Executor, start
 from nas.ladder import Rung
 from nas.lease import Lease
-from nas.progress import Budget, Listener
+from nas.progress import Budget, Listener, counted
 from nas.proxy import Job, Setting, SpaceSpec
 from nas.records import Measurement, Records, check_place, existing_records, open_database
 from nas.space import Architecture, SearchSpace
@@ -104,7 +104,7 @@ def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Pa
 
     Proxies follow [proxy] with the towers of [towers] and without any at equal cost, full trainings follow [retrain]
     without towers. Goes on where it was stopped; refuses, with an ExperimentError, to mix what was asked for before
-    with another space or other images.
+    with another space or other images, or to leave out of the table what it has.
     """
     check_place(folder)
     spec = SpaceSpec.of(config.space.name, config.space.settings)
@@ -133,6 +133,7 @@ def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Pa
         with Lease(engine, "truth") as lease:
             records = Records(engine, "truth")
             _refuse_changes(records, spec, data)
+            _refuse_losses(plan, file)
             try:
                 collect(plan, executor, records, listen, lease.check)
             finally:
@@ -165,6 +166,19 @@ def _refuse_changes(records: Records, spec: SpaceSpec, data: Data) -> None:
     if changed:
         raise ExperimentError(f"this truth table began with another {', '.join(changed)}; collect into another folder")
     records.set_fact("meaning", now)
+
+
+def _refuse_losses(plan: Plan, file: Path) -> None:
+    """Raises ExperimentError where the table has measurements that the plan does not."""
+    if not file.is_file():
+        return
+    rows = pd.read_parquet(file, columns=["architecture", "rung_key", "seed"])
+    left_out = set(rows.itertuples(index=False, name=None)) - {job.unit for job in plan.jobs()}
+    if left_out:
+        raise ExperimentError(
+            f"{str(file)!r} has {counted(len(left_out), 'measurement')} that this would leave out: ask for as much as "
+            "before, or collect into another folder with --to"
+        )
 
 
 def arms(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,8 @@ def test_a_proxy_that_shows_the_quality_is_trusted_and_one_of_noise_is_not() -> 
     assert good.tau > 0.6
     assert good.low > 0.2
     assert good.sentence.startswith("Of 20 candidates trained fully, the proxy ranks two at a time rightly in ")
+    short = replace(good, epochs=3)
+    assert short.sentence.startswith("Of 20 candidates trained for 3 epochs, as long as time allowed, the proxy ranks ")
     assert bad.low < 0 < bad.high
     assert bad.sentence.endswith("the order may be chance, and more candidates trained fully would tell.")
     assert len(good.predictions) == 60
@@ -81,9 +85,10 @@ def test_too_few_full_trainings_say_nothing() -> None:
 
 def test_it_is_remembered_as_json() -> None:
     found = found_in(entries())
-    again = Calibrated.of_fact(found.as_fact())
+    again = Calibrated.of_fact(json.loads(json.dumps(found.as_fact())))
     assert again is not None
     assert again.sentence == found.sentence == found.as_fact()["sentence"]
+    assert list(again.predictions["k00"]) == list(found.predictions["k00"])
     assert Calibrated.of_fact(None) is None
 
 
@@ -127,6 +132,7 @@ def test_a_calibrated_search_trains_spread_candidates_fully_and_says_how_far_to_
     full = [e.measurement for e in records.all() if e.measurement.rung.startswith("full")]
     assert len(full) == 5
     assert all({"truth_accuracy", "val_loss"} <= set(one.signals) for one in full)
+    assert {one.seed for one in full}.isdisjoint(e.measurement.seed for e in records.all() if e.trial is not None)
     found = searched.calibration()
     assert found is not None
     assert found.trained == 5

@@ -394,6 +394,9 @@ def test_the_cheapest_that_reaches_is_recommended(report: Report) -> None:
     assert found.surely is not None
     assert (found.reached["rung"], found.reached["signal"], found.surely["rung"]) == ("a", "y", "b")
     assert "y at a (5.0% of full training), tau 0.63 [0.50, 0.70]" in found.sentence
+    assert "hardly told from 0" not in found.sentence
+    unsure = replace(made, ceiling=made.ceiling.assign(low=-0.1))
+    assert "The ceiling itself is hardly told from 0 [-0.10, " in recommend(unsure, tau=0.6).sentence
     free = recommend(made, tau=0.3).reached
     assert free is not None
     assert free["signal"] == "params"

@@ -149,7 +149,7 @@ def test_signals_of_a_measurement(finished: nas.Experiment) -> None:
     records = finished._records()
     assert records is not None
     proxy, *retrained = (entry.measurement for entry in records.all())
-    towers = {f"tower0_{name}" for name in ("loss", "accuracy", "miou")}
+    towers = {f"tower0_{name}" for name in ("loss", "accuracy", "miou", "gap")}
     towers |= {"tower_share", "tower_loss", "tower_accuracy", "tower_gap"}
     common = {"params", "flops", "train_loss", "train_accuracy", "tse", "tse_e", "tse_ema"} | towers
     assert set(proxy.signals) == common | {"val_loss", "val_accuracy", "val_miou"}

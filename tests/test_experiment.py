@@ -198,7 +198,21 @@ def test_more_trials_go_on_and_another_meaning_is_refused(tmp_path: Path) -> Non
 def test_where_time_is_short_epochs_are_cut_and_candidates_remain(tmp_path: Path) -> None:
     experiment = small(tmp_path, search__time=5.0, search__trials=1, retrain__epochs=10_000, retrain__seeds=1)
     experiment.run()
-    assert experiment.leaderboard()[0].test_accuracy is not None
+    before = experiment.leaderboard()
+    assert before[0].test_accuracy is not None
+
+    events: list[Event] = []  # a little more time leaves next to none: what was trained for longer stays
+    more = small(
+        tmp_path,
+        search__time=5.2,
+        search__trials=1,
+        retrain__epochs=10_000,
+        retrain__seeds=1,
+        listen=events.append,
+    )
+    more.run()
+    assert more.leaderboard() == before
+    assert any("search.time leaves too little" in (event.text or "") for event in events)
 
 
 def test_a_limit_that_a_time_budget_set_stays_where_no_time_is_given(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -141,6 +142,15 @@ def test_a_driver_of_another_machine_holds_the_lease_for_as_long_as_it_beats(
     with pytest.raises(ExperimentError, match="on elsewhere"), Lease(engine, "demo"):
         pass
     change(engine, beat=time.time() - lease.LIFE - 1)
+    with Lease(engine, "demo") as held:
+        held.check()
+
+
+def test_a_driver_that_died_with_this_ones_number_is_taken_over_at_once(
+    engine: sql.Engine, another_process: subprocess.Popen[str]
+) -> None:
+    """As in a container that was started again, where every driver has the number 1."""
+    change(engine, pid=os.getpid())
     with Lease(engine, "demo") as held:
         held.check()
 

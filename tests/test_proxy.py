@@ -227,7 +227,7 @@ def test_a_proxy_is_scored_on_validation_and_ranked_by_the_main_head(bench: Benc
     assert set(plain.signals) == heads
     (cell,) = towered.towers
     of_towers = {"tower_loss", "tower_accuracy", "tower_gap"}
-    assert set(towered.signals) == heads | of_towers | {f"tower{cell}_loss", f"tower{cell}_accuracy"}
+    assert set(towered.signals) == heads | of_towers | {f"tower{cell}_{name}" for name in ("loss", "accuracy", "gap")}
     assert plain.towers == ()
     assert plain.signals["tower_share"] == 0
     assert 0 < towered.signals["tower_share"] <= 0.1

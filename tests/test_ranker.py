@@ -88,6 +88,17 @@ def test_choices_tell_the_untrained_apart() -> None:
     assert abs(kendalltau(blind[24:], good[24:]).statistic) < 0.3
 
 
+def test_a_column_that_says_nothing_leaves_families_together() -> None:
+    """Such as a running number: by it no two networks are alike, by their sizes many are."""
+    params = np.repeat(sizes(9), 6)
+    numbers = np.random.default_rng(0).permutation(54).astype(float)
+    found = Pool.of(np.column_stack([params, numbers]), ["params", "number"])
+    assert len(np.unique(found.family)) == 9
+    seen = outcomes([(6 * f + 1, 2, -abs(f - 4.0)) for f in range(9)])
+    mean, _ = Ranker(COSTS).predict(found, seen)
+    assert mean.reshape(9, 6)[4].min() > mean.reshape(9, 6)[[0, 8]].max()
+
+
 def test_a_longer_training_says_more() -> None:
     params = sizes(4, 1e6, 1.001e6)
     short = [(0, 0, 0.9), (1, 0, 0.1), (2, 0, 0.5), (3, 0, 0.5)]

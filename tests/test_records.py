@@ -121,6 +121,14 @@ def test_reading_an_experiment_that_has_not_begun_writes_nothing(tmp_path: Path,
     assert found.all() == [Entry(ONE, None)]
 
 
+def test_reading_from_a_database_of_something_else_adds_no_tables_to_it(url: str) -> None:
+    engine = open_database(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE other (name TEXT)")
+    assert existing_records(url, "demo") is None
+    assert sql.inspect(engine).get_table_names() == ["other"]
+
+
 @pytest.mark.parametrize(
     "url",
     [

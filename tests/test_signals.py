@@ -143,7 +143,8 @@ def test_reading_an_untrained_network_changes_nothing_and_repeats() -> None:
 def test_towers_are_summed_up_beside_the_main_head() -> None:
     scores = {"loss": 0.5, "tower1_loss": 0.6, "tower1_accuracy": 0.8, "tower3_loss": 0.8, "tower3_accuracy": 0.6}
     found = signals.of_towers(scores, ("tower1", "tower3"))
-    assert found == pytest.approx({"tower_loss": 0.7, "tower_accuracy": 0.7, "tower_gap": 0.2})
+    means = {"tower_loss": 0.7, "tower_accuracy": 0.7, "tower_gap": 0.2}
+    assert found == pytest.approx(means | {"tower1_gap": 0.1, "tower3_gap": 0.3})
     assert signals.of_towers(scores, ()) == {}
 
 

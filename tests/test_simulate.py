@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas import recorded
-from nas.simulate import POLICIES, Simulation, simulate
+from nas.simulate import POLICIES, Simulation, recorded, simulate
 
 EPOCHS = (4, 12, 36, 108)
 
@@ -163,6 +162,31 @@ def test_architectures_without_a_score_at_some_rung_are_left_out() -> None:
     assert len(recorded.table(table.drop(index=[4])).architectures) == 18
 
 
+def test_what_one_rung_alone_shows_is_not_taken_as_known_before_training() -> None:
+    table = rows(40)
+    single = table[table["epochs"] == 108].assign(train_accuracy=lambda one: one["score"])
+    assert recorded.table(single).free_names == ("params",)
+    assert recorded.table(table.assign(flops=table["params"])).free_names == ("params", "flops")
+
+
+def test_columns_may_have_missing_values_of_pandas_own(tmp_path: Path) -> None:
+    table = rows(20)
+    table.loc[3, "score"] = np.nan
+    table = table.convert_dtypes().assign(flat=pd.array([True, None] * (len(table) // 2), dtype="boolean"))
+    table.to_parquet(tmp_path / "table.parquet")
+    found = recorded.table(recorded.read(tmp_path / "table.parquet"))
+    assert len(found.architectures) == 19
+    assert found.scores.dtype == np.float64
+
+
+def test_halving_spends_what_is_left_on_further_full_trainings() -> None:
+    """Where networks cost differently, half a training and more would stay unspent otherwise."""
+    table = rows(100)
+    factors = dict(zip(table["architecture"].unique(), np.linspace(0.4, 1.6, 100), strict=True))
+    table["cost"] *= table["architecture"].map(factors)
+    assert by_policy(table)["successive halving"]["cost"] > 5.6
+
+
 def broken(table: pd.DataFrame, how: str) -> pd.DataFrame:
     if how == "text":
         return table.assign(score="good")
@@ -206,16 +230,25 @@ def test_a_bad_table_is_one_line(how: str, said: str, tmp_path: Path, nas: Calla
     [
         (("--budget", "0.5"), "full training"),
         (("--budget", "nan"), "full training"),
+        (("--budget", "inf"), "full trainings"),
         (("--min-params", "9", "--max-params", "8"), "more than"),
         (("--max-params", "8"), "within the limits"),
         (("--towers", "none"), "truth table"),
         (("--table", "nowhere.csv"), "nowhere.csv"),
         (("--table", "text.csv"), "text.csv"),
+        (("--table", "half.csv.gz"), "half.csv.gz"),
+        (("--table", "damaged.csv.gz"), "damaged.csv.gz"),
+        (("--table", "none.csv.zip"), "none.csv.zip"),
     ],
 )
 def test_bad_options_are_one_line(words: tuple[str, ...], said: str, tmp_path: Path, nas: Callable[..., Any]) -> None:
     rows(20).to_csv(tmp_path / "table.csv", index=False)
     (tmp_path / "text.csv").write_bytes(b"\x00\xff\xfe no table")
+    rows(20).to_csv(tmp_path / "whole.csv.gz", index=False)
+    whole = (tmp_path / "whole.csv.gz").read_bytes()
+    (tmp_path / "half.csv.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "damaged.csv.gz").write_bytes(whole[:60] + b"\xff" * 60 + whole[120:])
+    (tmp_path / "none.csv.zip").write_bytes(b"no archive")
     done = nas("simulate", "--table", "table.csv", *words, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
@@ -227,7 +260,7 @@ def test_nas_bench_101(real_data: Path) -> None:
     """In short; results/reference/calibration has 1,000 repeats, over all sizes and in each tenth."""
     read = recorded.read(real_data / "nasbench101-dev.csv.gz")
     everything = by_policy(read, repeats=60)
-    assert everything["ladder"]["p_top1"] >= 0.9  # .974 in 1,000 repeats
+    assert everything["ladder"]["p_top1"] >= 0.9  # .963 in 1,000 repeats
     assert everything["ladder"]["p_top1"] > everything["size-first halving"]["p_top1"] - 0.05
     params = read.drop_duplicates("architecture")["params"]
     low, high = params.quantile(0.2), params.quantile(0.3)

@@ -100,6 +100,8 @@ def test_the_same_command_measures_nothing_twice_and_goes_on_with_more(tmp_path:
     more = collect(architectures=2)
     assert len(seen) == 4
     assert more["architecture"].iloc[0] == first["architecture"].iloc[0]
+    with pytest.raises(ExperimentError, match=r"truth\.parquet' has 4 measurements that this would leave out"):
+        collect()
     with pytest.raises(ExperimentError, match="began with another images"):
         collect(train=310)
 

@@ -23,8 +23,7 @@ def auto(sides: Sides) -> Cells:
 
     Evidence (results/reference/auxiliary; Fashion-MNIST at 14x14, batch norm): one middle tower gained 2.5 ± 1.9 points
     of accuracy after one epoch on networks of 18 cells, nothing visible on 3 to 12, and harmed none; two towers did
-    no better than one. In a first look at 30 random networks of 3 to 9 cells (one epoch), one middle tower made the
-    ranking of candidates better than none, and better than two.
+    no better than one. That it makes candidates rank better could not be shown (results/reference/calibration).
     """
     return middle(sides) if len(sides) >= 3 else ()
 

@@ -73,15 +73,17 @@ def tau(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> float:
 def proxy_tau(scores: ArrayLike, truths: ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     """Tau of a proxy's scores, (n,) or (n, P), more is better, against truths, (n,) or (n, S), with its interval.
 
-    NaN where an architecture lacks a seed; without any score or any truth it does not count.
+    NaN where an architecture lacks a seed; without any score or any truth it does not count. Truths are (P, n, S) where
+    each seed of the proxy has its own.
     """
     scores, truths = np.asarray(scores, float), np.asarray(truths, float)
     scores, truths = (one[:, None] if one.ndim == 1 else one for one in (scores, truths))
-    there = ~np.isnan(scores).all(1) & ~np.isnan(truths).all(1)
+    truths = truths[None] if truths.ndim == 2 else truths
+    there = ~np.isnan(scores).all(1) & ~np.isnan(truths).all((0, 2))
     if there.sum() < 2:
         return Estimate(np.nan, np.nan, np.nan, int(there.sum()))
     groups = np.ones((1, int(there.sum())), bool)
-    ranked = bootstrap([filled(scores[there])], truths[there][None], groups, resamples, seed)
+    ranked = bootstrap([filled(scores[there])], truths[:, there], groups, resamples, seed)
     found = estimate(ranked.tau[0, 0], ranked.taus[:, 0, 0], int(ranked.n[0, 0]))
     if found.low < found.high:
         return found

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nas.calibration import rankers
-from nas.calibration.agreement import Array, Ranked, bootstrap, estimate, mean, proxy_tau
+from nas.calibration.agreement import Array, Ranked, bootstrap, estimate, filled, mean, proxy_tau
 from nas.calibration.arms import Pair, pairs
 from nas.calibration.ceiling import ceilings, decompose, expected_on_top
 from nas.calibration.table import BASELINES, Series, Truth, checked, costs, done, series_of, truth_of
@@ -273,13 +273,20 @@ def _ceilings(truth: Truth, full: Sequence[dict[str, Any]], groups: Groups, resa
 
 
 def _truths(rows: pd.DataFrame, truth: Truth, resamples: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Whether the truth is itself true: a row each other way of full training."""
+    """Whether the truth is itself true: a row each other way of full training.
+
+    Each is held against a truth without its own seed, with which it shares initial weights.
+    """
     others = rows[rows["full"] & (rows["rung"] != truth.rung) & rows["truth_accuracy"].notna()]
     for rung, group in others.groupby("rung", sort=False):
         wide = group.pivot(index="architecture", columns="seed", values="truth_accuracy").reindex(truth.architectures)
         accuracies = wide.to_numpy(float)
         higher = mean(accuracies, 1) - mean(truth.accuracies, 1)
-        found = proxy_tau(accuracies, truth.accuracies, resamples=resamples, seed=seed)
+        owners = np.where(np.isnan(accuracies), np.nan, wide.columns.to_numpy(float))
+        truths = truth.apart_from(filled(owners))
+        if np.isnan(truths).all():
+            continue
+        found = proxy_tau(filled(accuracies), truths, resamples=resamples, seed=seed)
         about = {"rung": rung, "architectures": found.n, "higher": float(np.nanmean(higher))}
         yield about | {"tau": found.value, "tau_low": found.low, "tau_high": found.high}
 

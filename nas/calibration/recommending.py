@@ -36,7 +36,8 @@ def recommend(report: Report, *, tau: float | None = None, of_ceiling: float | N
     and no ceiling is known, or both are given.
     """
     limits = report.ceiling
-    ceiling = float(limits.loc[(limits["what"] == RUN) & (limits["group"] == "all"), "tau"].iloc[0])
+    highest = limits[(limits["what"] == RUN) & (limits["group"] == "all")].iloc[0]
+    ceiling = float(highest["tau"])
     known = ceiling == ceiling  # NaN is unequal to itself
     if tau is not None and of_ceiling is not None:
         raise InputError("give a tau or a share of the ceiling, not both")
@@ -60,7 +61,13 @@ def recommend(report: Report, *, tau: float | None = None, of_ceiling: float | N
         if surely == reached
         else f"with its whole interval: {_words(surely)}"
     )
-    return Recommendation(wanted, reached, surely, f"Cheapest to reach {goal}: {_words(reached)}; {sure}.")
+    sentence = f"Cheapest to reach {goal}: {_words(reached)}; {sure}."
+    if known and highest["low"] <= 0:
+        sentence += (
+            f" The ceiling itself is hardly told from 0 [{highest['low']:.2f}, {highest['high']:.2f}]: "
+            "more architectures or seeds first."
+        )
+    return Recommendation(wanted, reached, surely, sentence)
 
 
 def candidates(report: Report) -> pd.DataFrame:

@@ -134,14 +134,17 @@ def leaderboard(
     experiment: Name = None,
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
     sort: Annotated[str | None, typer.Option(help="A column to sort by; unset: the search's first objective.")] = None,
-    pareto: Annotated[bool, typer.Option(help="Only the Pareto front of score and FLOPs.")] = False,
+    pareto: Annotated[bool, typer.Option(help="Only the Pareto front of the objectives (of score and FLOPs).")] = False,
     top: Annotated[
         int | None,
         typer.Option(min=1, help=f"So many rows, and the references; unset: {SHOWN} of a table, else all."),
     ] = None,
     results: Results = Path("results"),
 ) -> None:
-    """Every measured candidate, best first (* on the Pareto front of score and FLOPs), and the references."""
+    """Every measured candidate, best first, and the references.
+
+    A * is on the Pareto front of the objectives (of score and FLOPs).
+    """
     from nas.experiment import Experiment
 
     opened = Experiment.open(experiment, results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 def simulate(
     table: Annotated[
-        Path, typer.Option(help="CSV or Parquet: architecture, params, epochs, cost, score; or a truth table.")
+        Path,
+        typer.Option(
+            help="CSV or Parquet: architecture, params, epochs, cost (in full trainings), score (higher is better); "
+            "other numbers are offered to the ranker, text is ignored; where there is a column truth, what is found is "
+            "judged by it. Or a truth table."
+        ),
     ],
     budget: Annotated[float, typer.Option(help="Full trainings; every training counts.")] = 6.0,
     repeats: Annotated[int, typer.Option(min=1, help="How often, each on a random half of the table.")] = 1000,
@@ -37,11 +43,11 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Replay the ladder and its rivals on a recorded table: how often each finds a top architecture, at what cost."""
-    from nas import recorded
     from nas import simulate as simulation
     from nas.calibration import replay
     from nas.config import LadderConfig
     from nas.errors import ConfigError
+    from nas.simulate import recorded
 
     rows = recorded.read(table)
     if replay.is_truth_table(rows):
@@ -49,8 +55,13 @@ def simulate(
     elif towers is not None:
         raise ConfigError(f"--towers chooses among the proxies of a truth table, and {str(table)!r} is none")
     recording = recorded.table(rows, min_params, max_params)
+    if budget == math.inf:
+        raise ConfigError("budget must be a number of full trainings, got inf")
     if not budget >= recording.dearest:
-        raise ConfigError(f"budget {budget:g} does not pay for one full training, which costs {recording.dearest:g}")
+        raise ConfigError(
+            f"budget {budget:g} does not pay for the dearest full training, which costs {recording.dearest:g} "
+            "(column cost is in full trainings)"
+        )
     chosen = {name: value for name, value in (("rungs", rungs), ("factor", factor)) if value is not None}
     setting = simulation.Simulation(budget, repeats, seed, workers, LadderConfig(**chosen))
     with _bar(repeats) as listen:

@@ -145,8 +145,9 @@ class SearchConfig(Section):
     calibrate: int = Field(
         0,
         ge=0,
-        description="So many candidates, spread over the board, are also trained fully, on the same budget, to measure "
-        "how far the ranking can be trusted; half of the validation images are kept for that. 0: none.",
+        description="So many candidates, spread over the board, are also trained fully, out of the same `time` (beside "
+        "the `trials` where there is none), to measure how far the ranking can be trusted; half of the validation "
+        "images are kept for that. 0: none.",
     )
 
     @field_validator("calibrate")

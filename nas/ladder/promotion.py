@@ -192,7 +192,7 @@ class Promotion(Generic[Key]):
 
     def _refit(self) -> None:
         """The ranker looks at all candidates and outcomes anew."""
-        if self._pool is None or len(self._pool.family) < len(self._keys):
+        if self._pool is None or len(self._pool.row) < len(self._keys):
             self._pool = Pool.of(self._free, self._features, self._policy.beliefs)
         seen = self._observations()
         self._fit = self._ranker.fit(self._pool, seen)
@@ -286,8 +286,9 @@ class Promotion(Generic[Key]):
     def _crowded(self) -> Floats:
         """What each candidate loses because others of its family were tried."""
         assert self._pool is not None
-        tried = np.bincount(self._pool.family[(self._state != IDLE).any(axis=1)], minlength=len(self._pool.values))
-        return np.asarray(self._policy.variety * tried[self._pool.family])
+        family = self._pool.family
+        tried = np.bincount(family[(self._state != IDLE).any(axis=1)], minlength=len(family))
+        return np.asarray(self._policy.variety * tried[family])
 
     def _first(self, able: NDArray[np.bool_], values: Floats) -> int:
         candidates = np.flatnonzero(able)

@@ -4,7 +4,7 @@ The model is a Gaussian process over (candidate, rung), the Bayesian form of rid
 rung speaks about every candidate's full score, with weights that follow from four statements.
 
 1. *Own*: a candidate's scores at two rungs correlate, the less the further apart their costs are.
-2. *Family*: candidates with the same free features (the same size, mostly the same operations) resemble one another,
+2. *Family*: candidates of the same size (parameters and FLOPs; so mostly of the same operations) resemble one another,
    after full training more than after a short one.
 3. *Trend*: a bigger network is better by `size_slope` deviations per e-fold of its parameters, until the outcomes
    say otherwise; of other features, among them the space's choices (`nas.ladder.choices`), nothing is presumed but
@@ -28,6 +28,9 @@ Ints = NDArray[np.int64]
 
 FREE = ("params", "flops")
 """What a search knows of a candidate before training, beside the choices that made it."""
+
+SIGNALS = ("val_loss", "val_accuracy", "tse_ema", "train_accuracy", "tower_loss")
+"""What a search reads of a training at a rung below the highest, beside the objective: that one is the score."""
 
 CHOICE = "choice "
 """Names of features begin so that say which choice was taken; these are on one scale already."""
@@ -72,13 +75,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Pool:
-    """Free features of all candidates: one row of `values` (F features) a family, and each candidate's family."""
+    """Free features of all candidates: `values` (rows, F features), each candidate's row of it, and its family."""
 
     values: Floats
     slopes: Floats  # (F,) presumed slope of each feature
     doubts: Floats  # (F,) its deviation, in slope_doubt
+    row: Ints
     family: Ints
-    kin: NDArray[np.bool_]  # (F,) whether candidates must have it alike to be of one family: all but choices
+    kin: NDArray[np.bool_]  # (F,) whether candidates must have it alike to be of one family: sizes
     readings: tuple[Reading, ...] = ()  # what `values` were read by
 
     @classmethod
@@ -104,21 +108,28 @@ class Pool:
             readings.append(Reading(place, bool(logarithm), scale, mean, usual))
             kinds.append(kind)
         if not readings:
-            nothing = np.zeros(0)
-            return cls(np.zeros((1, 0)), nothing, nothing, np.zeros(len(features), np.int64), nothing.astype(bool))
+            nothing, alike = np.zeros(0), np.zeros(len(features), np.int64)
+            return cls(np.zeros((1, 0)), nothing, nothing, alike, alike, nothing.astype(bool))
         together = {"params": 1.0, "choice": beliefs.choice_doubt, "other": 1.0}
         doubts = np.array([together[kind] / math.sqrt(kinds.count(kind)) for kind in kinds])
         slopes = np.array([beliefs.size_slope if kind == "params" else 0.0 for kind in kinds])
         read = np.stack([one.read(features) for one in readings], axis=1)
-        values, family = np.unique(read, axis=0, return_inverse=True)
-        kin = np.array([kind != "choice" for kind in kinds])
-        return cls(values, slopes, doubts, family.reshape(-1).astype(np.int64), kin, tuple(readings))
+        kin = np.array([names[one.place] in FREE for one in readings])
+        values, row = _distinct(read)
+        _, family = _distinct(read[:, kin])
+        return cls(values, slopes, doubts, row, family, kin, tuple(readings))
 
     def read(self, features: Floats) -> Floats:
         """The values (N, F) of others than the pool's own candidates, from (N, features)."""
         features = np.asarray(features, dtype=np.float64)
         rows = [one.read(features) for one in self.readings]
         return np.stack(rows, axis=1) if rows else np.zeros((len(features), 0))
+
+
+def _distinct(rows: Floats) -> tuple[Floats, Ints]:
+    """Each row that there is, once, and which of them each was."""
+    found, which = np.unique(rows, axis=0, return_inverse=True)
+    return found, which.reshape(-1).astype(np.int64)
 
 
 def _known(values: Floats, usual: float) -> Floats:
@@ -163,7 +174,7 @@ class Ranker:
         from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
         at, rung = seen.candidate, seen.rung
-        values = pool.values[pool.family[at]]
+        values = pool.values[pool.row[at]]
         known = self._kernel(pool, values, rung, values, rung)
         known += self._beliefs.level * (rung[:, None] == rung[None])
         known += self._own[rung[:, None], rung[None]] * (at[:, None] == at[None])
@@ -174,14 +185,14 @@ class Ranker:
         slopes = self._slopes[-1, -1] * ((pool.values * pool.doubts) ** 2).sum(axis=1)
         prior = self._family[-1, -1] + self._own[-1, -1] + slopes
         drift = self._trend[-1] * (pool.values @ pool.slopes)
-        mean = (drift + cross @ weights)[pool.family]
-        variance = (prior - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0))[pool.family]
+        mean = (drift + cross @ weights)[pool.row]
+        variance = (prior - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0))[pool.row]
 
         tried = np.unique(at)  # these have scores of their own too
-        family = pool.family[tried]
-        cross = cross[family] + self._own[self._top, rung][None] * (tried[:, None] == at[None])
-        mean[tried] = drift[family] + cross @ weights
-        variance[tried] = prior[family] - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0)
+        row = pool.row[tried]
+        cross = cross[row] + self._own[self._top, rung][None] * (tried[:, None] == at[None])
+        mean[tried] = drift[row] + cross @ weights
+        variance[tried] = prior[row] - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0)
         return Fit(self, pool, values, rung, weights, mean, np.sqrt(np.clip(variance, 1e-6, None)))
 
     def _to_full(self, pool: Pool, values: Floats, seen: Floats, rung: Ints) -> Floats:

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import heapq
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 from nas.config import LadderConfig
 from nas.ladder import Policy, Promotion
-from nas.recorded import Table
+from nas.simulate.recorded import Table
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -85,7 +85,7 @@ def simulate(
         range(first, min(first + REPEATS_A_TASK, simulation.repeats))
         for first in range(0, simulation.repeats, REPEATS_A_TASK)
     ]
-    processes = min(processes or os.cpu_count() or 1, len(parts))
+    processes = min(processes or cpu_count(), len(parts))
     replays: dict[int, list[_Replay]] = {}
     for done in _replayed(table, simulation, parts, processes):
         replays.update(done)
@@ -199,15 +199,19 @@ def _halving(table: Table, simulation: Simulation, order: Ints) -> _Replay:
 
 
 def _halved(table: Table, simulation: Simulation, order: Ints, counts: Sequence[int]) -> _Replay:
-    """Rung after rung the best of the rung before; what is needed for one full training is kept."""
+    """Rung after rung the best of the rung before; what is needed for one full training is kept.
+
+    What is left in the end pays further full trainings, as many as it can.
+    """
     spent = makespan = 0.0
     left = order
     for rung, count in enumerate(counts):
         if count == 0:
             continue
-        kept = 0.0 if rung == table.rungs - 1 else float(table.costs[:, -1].max())
+        last = rung == table.rungs - 1
+        kept = 0.0 if last else table.dearest
         trained = []
-        for candidate in left[:count]:
+        for candidate in left if last else left[:count]:
             if spent + table.costs[candidate, rung] + kept <= simulation.budget + 1e-9:
                 spent += table.costs[candidate, rung]
                 trained.append(candidate)

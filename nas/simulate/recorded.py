@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,9 +60,10 @@ def read(path: Path) -> pd.DataFrame:
 
     if not path.is_file():
         raise DataError(f"no table {str(path)!r}")
+    damaged = (EOFError, zlib.error, zipfile.BadZipFile, lzma.LZMAError)
     try:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (ValueError, OSError, pd.errors.ParserError) as error:  # pyarrow's and gzip's errors are among these
+    except (ValueError, OSError, ImportError, *damaged) as error:  # pyarrow's and pandas' errors are ValueErrors
         reason = str(error).partition("\n")[0]
         raise DataError(f"table {str(path)!r} cannot be read as CSV or Parquet: {reason}") from None
 
@@ -68,16 +72,16 @@ def table(rows: pd.DataFrame, min_params: float | None = None, max_params: float
     """The table of these rows, within the limits on parameters (both inclusive). Raises DataError.
 
     Architectures without a score at some rung are left out. Numeric columns that are the same in all rows of each
-    architecture are free features, others are signals; columns of text are ignored.
+    architecture are free features, others are signals (where there is one rung only, nothing tells, and all are);
+    columns of text are ignored.
     """
     if min_params is not None and max_params is not None and min_params > max_params:
         raise DataError(f"min-params {min_params:g} is more than max-params {max_params:g}")
     rows = _checked(rows)
-    wide = {
-        name: rows.pivot(index="architecture", columns="epochs", values=name)
-        for name in rows.select_dtypes(["number", "bool"])
-        if name not in ("architecture", "epochs")
-    }
+    numbers = rows.select_dtypes(["number", "bool", "boolean"])
+    numeric = [name for name in numbers if name not in ("architecture", "epochs")]
+    rows = rows.assign(**{name: rows[name].to_numpy(np.float64, na_value=np.nan) for name in numeric})
+    wide = {name: rows.pivot(index="architecture", columns="epochs", values=name) for name in numeric}
     complete = np.isfinite(wide["score"].to_numpy()).all(axis=1) & np.isfinite(wide["cost"].to_numpy()).all(axis=1)
     if not complete.any():
         listed = ", ".join(f"{epochs:g}" for epochs in wide["score"].columns)
@@ -144,8 +148,9 @@ def _is_number(value: object) -> bool:
 
 
 def _is_free(values: Floats) -> bool:
-    """Whether a column says the same of an architecture at every rung, so that it can be known before training."""
-    return bool(((values == values[:, :1]) | np.isnan(values) & np.isnan(values[:, :1])).all())
+    """Whether a column says the same of an architecture at every one of several rungs: it is known before training."""
+    alike = (values == values[:, :1]) | np.isnan(values) & np.isnan(values[:, :1])
+    return values.shape[1] > 1 and bool(alike.all())
 
 
 def _last(values: Floats) -> Floats:
