@@ -25,7 +25,7 @@ BEAT = 10.0
 """Seconds between heartbeats."""
 
 _held: set[str] = set()
-"""Holders of this process: a lease of another one with its number is of a process that was there before."""
+"""Holders of this process."""
 
 _metadata = sql.MetaData()
 _leases = sql.Table(
@@ -82,6 +82,7 @@ class Lease:
             raise LeaseLost("another driver took this experiment over; what was measured so far is kept")
 
     def _take(self) -> None:
+        gone = self._abandoned()
         self._beaten = time.time()
         row = {"holder": self._holder, "host": socket.gethostname(), "pid": os.getpid(), "beat": self._beaten}
         where = _leases.c.study == self._study
@@ -91,7 +92,7 @@ class Lease:
                 if held is None:
                     connection.execute(_leases.insert().values(study=self._study, **row))
                     return
-                if not _is_over(held["host"], held["pid"], held["holder"], held["beat"]):
+                if held["holder"] != gone and not _is_over(held["host"], held["pid"], held["beat"]):
                     raise _refusal(held["pid"], held["host"])
                 # compare and swap: of two drivers that see the same dead lease, one gets it
                 swap = _leases.update().where(where, _leases.c.holder == held["holder"]).values(**row)
@@ -99,6 +100,27 @@ class Lease:
                     raise _refusal(held["pid"], held["host"])
         except sql.exc.IntegrityError:
             raise ExperimentError("another driver has just started on this experiment") from None
+
+    def _abandoned(self) -> str | None:
+        """The holder of a lease with this process's own number that is not of this process, and does not beat any more.
+
+        A container that is started again gives its driver the number of the one that died; two containers that share
+        a host name may have living drivers of one number.
+        """
+        query = sql.select(_leases).where(_leases.c.study == self._study)
+        until = time.monotonic() + 1.5 * BEAT
+        first = None
+        while True:
+            with self._engine.connect() as connection:
+                held = connection.execute(query).mappings().first()
+            if held is None or (held["host"], held["pid"]) != (socket.gethostname(), os.getpid()):
+                return None
+            first = first or held
+            if held["holder"] in _held or held["beat"] != first["beat"]:
+                return None
+            if time.monotonic() > until:
+                return str(held["holder"])
+            time.sleep(BEAT / 20)
 
     def _renew_until_stopped(self) -> None:
         while not self._lost and not self._stop.wait(BEAT):
@@ -122,14 +144,10 @@ def _refusal(pid: int, host: str) -> ExperimentError:
     return ExperimentError(f"this experiment is being written by another driver (process {pid} on {host})")
 
 
-def _is_over(host: str, pid: int, holder: str, beat: float) -> bool:
+def _is_over(host: str, pid: int, beat: float) -> bool:
     if time.time() - beat > LIFE:
         return True
-    if host != socket.gethostname():
-        return False
-    if pid == os.getpid():  # a container that is started again gives its driver the same number
-        return holder not in _held
-    return not _is_alive(pid)
+    return host == socket.gethostname() and not _is_alive(pid)
 
 
 def _is_alive(pid: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +90,8 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
         lowest = {e.measurement.key: e.measurement for e in records.all() if e.measurement.rung == driver.proxy.key}
         trainings, an_epoch = [lowest[one.key] for one in chosen], min(config.retrain.images or count, count)
         fit = retraining.affordable_epochs(left, trainings, an_epoch, driver.executor.slots)
-        rung = driver.full_rung(_decided_epochs(driver, "full_epochs", full, max(fit, driver.rungs[-1].epochs)))
+        least = driver.rungs[-1].epochs
+        rung = driver.full_rung(_decided_epochs(driver, "full_epochs", full, fit, driver.full_rung, least=least))
     driver.say(
         f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {counted(rung.epochs, 'epoch')}"
     )
@@ -328,22 +329,40 @@ def _rung_within_budget(driver: Driver, trainings: Sequence[Measurement]) -> Run
     if left is None:
         return full
     fit = retraining.affordable_epochs(left, trainings, driver.retrain_images, driver.executor.retrainings)
-    return driver.retrain_rung(_decided_epochs(driver, "retrain_epochs", full, fit))
+    return driver.retrain_rung(
+        _decided_epochs(driver, "retrain_epochs", full, fit, driver.retrain_rung, winner(driver).key)
+    )
 
 
-def _decided_epochs(driver: Driver, fact: str, full: Rung, fit: int) -> int:
-    """Epochs of full training of which `fit` fit into the time that is left. Decided once for a budget and remembered.
+def _decided_epochs(
+    driver: Driver,
+    fact: str,
+    full: Rung,
+    fit: int,
+    rung: Callable[[int], Rung],
+    key: str | None = None,
+    least: int = 1,
+) -> int:
+    """Epochs of full training, of which `fit` fit into the time that is left. Decided once for a budget and remembered.
 
-    Another budget brings more, never fewer: what was trained for longer is not replaced by a shorter training.
+    What was trained for longer, within another budget, is not replaced by a shorter training: the epochs stay where
+    there is one at the `rung` of so many (of the architecture `key`, if given).
     """
     decided = driver.records.fact(fact, {})
     before = int(decided["value"]) if decided.get("of") == full.key else 0
     if before and decided["time"] == driver.budget.seconds:
         return before
-    epochs = max(before, min(fit, full.epochs))
+    epochs = max(least, min(fit, full.epochs))
+    made = before > epochs and any(
+        e.measurement.rung == rung(before).key and e.measurement.status == "done" and key in (None, e.measurement.key)
+        for e in driver.records.all()
+    )
+    if made:
+        epochs = before
+    elif before > epochs or epochs > fit or driver.budget.left() == 0:
+        said = "`nas retrain` trains to the end" if full.final else "a longer one brings more"
+        driver.say(f"Little is left of search.time: full training has {counted(epochs, 'epoch')}; {said}")
     driver.records.set_fact(fact, {"time": driver.budget.seconds, "of": full.key, "value": epochs})
-    if epochs > fit or driver.budget.left() == 0:
-        driver.say(f"search.time leaves too little for {counted(epochs, 'epoch')} of full training: it takes longer")
     return epochs
 
 

@@ -175,9 +175,10 @@ def _refuse_losses(plan: Plan, file: Path) -> None:
     rows = pd.read_parquet(file, columns=["architecture", "rung_key", "seed"])
     left_out = set(rows.itertuples(index=False, name=None)) - {job.unit for job in plan.jobs()}
     if left_out:
+        rungs = ", ".join(sorted({key.rpartition("-")[0] for _, key, _ in left_out}))
         raise ExperimentError(
-            f"{str(file)!r} has {counted(len(left_out), 'measurement')} that this would leave out: ask for as much as "
-            "before, or collect into another folder with --to"
+            f"{str(file)!r} has {counted(len(left_out), 'measurement')} that this would leave out (rungs {rungs}): "
+            "collect into another folder with --to, or move the table away, which forgets nothing measured"
         )
 
 

@@ -143,6 +143,17 @@ def test_a_calibrated_search_trains_spread_candidates_fully_and_says_how_far_to_
     assert predicted == sorted(predicted, key=lambda one: -(one or 0))
 
 
+def test_where_time_is_short_full_trainings_are_cut_and_the_sentence_says_so(tmp_path: Path) -> None:
+    keys = {**SMALL, "search.trials": 5, "search.time": 6.0, "retrain.epochs": 100_000}
+    experiment = nas.Experiment("hasty", config=configuration.read(None, (), **keys, results=str(tmp_path)))
+    experiment.search(calibrate=5)
+    found = experiment.calibration()
+    assert found is not None
+    assert found.epochs is not None
+    assert 1 <= found.epochs < 100_000
+    assert f"trained for {found.epochs} epochs, as long as time allowed" in found.sentence
+
+
 def test_the_same_command_again_calibrates_with_the_same_candidates(searched: nas.Experiment) -> None:
     records = searched._records()
     assert records is not None

@@ -500,9 +500,14 @@ def test_other_full_trainings_are_compared_with_the_truth() -> None:
     full = made[(made["rung"] == "full") & (made["seed"] == made.loc[made["rung"] == "full", "seed"].min())]
     better = full.assign(rung="full-longer", truth_accuracy=full["truth_accuracy"] + 0.01)[:20]
     reverse = full.assign(rung="full-reversed", truth_accuracy=-full["truth_accuracy"])
-    truths = calibrate(pd.concat([made, better, reverse]), resamples=50).truths.set_index("rung")
+    again = full.assign(rung="full-again")
+    truths = calibrate(pd.concat([made, better, reverse, again]), resamples=50).truths.set_index("rung")
     assert truths.loc["full-longer", "architectures"] == 20
     assert truths.loc["full-longer", "tau"] > 0.6
     assert truths.loc["full-reversed", "tau"] < -0.6
     assert truths.loc["full-longer", "tau_low"] < truths.loc["full-longer", "tau"]
     assert truths.loc["full-longer", "higher"] == pytest.approx(0.01, abs=0.005)
+    # against the truth without its own seed: with it, it would agree with itself
+    everything = made[made["rung"] == "full"].pivot(index="architecture", columns="seed", values="truth_accuracy")
+    own, *others = (everything[seed].to_numpy() for seed in everything)
+    assert truths.loc["full-again", "tau"] == pytest.approx(tau(own, np.mean(others, axis=0)))

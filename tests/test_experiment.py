@@ -201,18 +201,21 @@ def test_where_time_is_short_epochs_are_cut_and_candidates_remain(tmp_path: Path
     before = experiment.leaderboard()
     assert before[0].test_accuracy is not None
 
-    events: list[Event] = []  # a little more time leaves next to none: what was trained for longer stays
-    more = small(
-        tmp_path,
-        search__time=5.2,
-        search__trials=1,
-        retrain__epochs=10_000,
-        retrain__seeds=1,
-        listen=events.append,
-    )
+    records = existing_records(experiment.config.database, "small")
+    assert records is not None
+    assert records.fact("retrain_epochs")["value"] > 1
+
+    # a little more time leaves next to none: what was trained for longer stays
+    more = small(tmp_path, search__time=5.2, search__trials=1, retrain__epochs=10_000, retrain__seeds=1)
     more.run()
     assert more.leaderboard() == before
-    assert any("search.time leaves too little" in (event.text or "") for event in events)
+
+    records.set_fact("retrain_epochs", records.fact("retrain_epochs") | {"value": 9_000})  # decided, not yet trained
+    events: list[Event] = []
+    keys = {"search__trials": 1, "retrain__epochs": 10_000, "retrain__seeds": 1}
+    small(tmp_path, search__time=5.4, **keys, listen=events.append).run()
+    assert records.fact("retrain_epochs")["value"] < 9_000
+    assert any("Little is left of search.time" in (event.text or "") for event in events)
 
 
 def test_a_limit_that_a_time_budget_set_stays_where_no_time_is_given(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,13 +147,29 @@ def test_a_driver_of_another_machine_holds_the_lease_for_as_long_as_it_beats(
         held.check()
 
 
-def test_a_driver_that_died_with_this_ones_number_is_taken_over_at_once(
-    engine: sql.Engine, another_process: subprocess.Popen[str]
+def test_a_driver_that_died_with_this_ones_number_is_taken_over_when_it_does_not_beat(
+    engine: sql.Engine, another_process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a container that was started again, where every driver has the number 1."""
+    monkeypatch.setattr(lease, "BEAT", 0.2)
+    another_process.kill()
+    another_process.wait()
     change(engine, pid=os.getpid())
     with Lease(engine, "demo") as held:
         held.check()
+
+
+def test_a_living_driver_with_this_ones_number_keeps_the_lease(
+    engine: sql.Engine, another_process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in two containers that share a host name."""
+    monkeypatch.setattr(lease, "BEAT", 2.0)
+    change(engine, pid=os.getpid())
+    beating = threading.Timer(0.5, lambda: change(engine, beat=time.time() + 1))
+    beating.start()
+    with pytest.raises(ExperimentError, match="written by another driver"), Lease(engine, "demo"):
+        pass
+    beating.join()
 
 
 def test_the_heart_beats(engine: sql.Engine, monkeypatch: pytest.MonkeyPatch) -> None:

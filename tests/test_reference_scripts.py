@@ -76,6 +76,8 @@ def test_searches_are_compared(tmp_path: Path) -> None:
     earlier = networks.set_index(["method", "run"])["test_accuracy"]
     assert later[earlier.index].equals(earlier)
     assert list(later["tpe"].index) == [0, 1]
+    parts = pd.read_csv(tmp_path / "report" / "searches.csv").set_index(["part", "method"])["runs"]
+    assert (parts["all runs", "tpe"], parts["from run 1 on", "tpe"], parts["from run 1 on", "random"]) == (2, 1, 1)
 
 
 @pytest.mark.slow

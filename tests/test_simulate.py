@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nas.errors import DataError
 from nas.simulate import POLICIES, Simulation, recorded, simulate
 
 EPOCHS = (4, 12, 36, 108)
@@ -177,6 +178,9 @@ def test_columns_may_have_missing_values_of_pandas_own(tmp_path: Path) -> None:
     found = recorded.table(recorded.read(tmp_path / "table.parquet"))
     assert len(found.architectures) == 19
     assert found.scores.dtype == np.float64
+    truth = table["score"].where(table["architecture"] != "network 5")
+    with pytest.raises(DataError, match="column truth of the table has empty cells"):
+        recorded.table(table.assign(truth=truth))
 
 
 def test_halving_spends_what_is_left_on_further_full_trainings() -> None:
