@@ -532,7 +532,7 @@ def test_a_retraining_is_silent_and_its_processes_do_not_outlive_a_killed_driver
         env={**os.environ, **keys},
     )
     try:
-        until(lambda: driver.poll() is not None or (noted.exists() and len(noted.read_text().split()) == 2), 150)
+        until(lambda: driver.poll() is not None or (noted.exists() and len(noted.read_text().split()) == 2), 300)
     finally:
         driver.kill()
         out, complaints = driver.communicate()
