@@ -1,7 +1,8 @@
 """One driver writes: a lease on a study, held in the study's database and renewed by a heartbeat.
 
 A second driver is refused while the lease lives. The lease of a driver that died on the same machine is taken over at
-once; that of one elsewhere when its heartbeat is `LIFE` seconds old.
+once (where it had this process's own number, when a heartbeat and a half has passed without one); that of one elsewhere
+when its heartbeat is `LIFE` seconds old.
 """
 
 from __future__ import annotations

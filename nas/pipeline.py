@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
         trainings, an_epoch = [lowest[one.key] for one in chosen], min(config.retrain.images or count, count)
         fit = retraining.affordable_epochs(left, trainings, an_epoch, driver.executor.slots)
         least = driver.rungs[-1].epochs
-        rung = driver.full_rung(_decided_epochs(driver, "full_epochs", full, fit, driver.full_rung, least=least))
+        rung = driver.full_rung(_decided_epochs(driver, "full_epochs", full, fit, least=least))
     driver.say(
         f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {counted(rung.epochs, 'epoch')}"
     )
@@ -329,30 +329,21 @@ def _rung_within_budget(driver: Driver, trainings: Sequence[Measurement]) -> Run
     if left is None:
         return full
     fit = retraining.affordable_epochs(left, trainings, driver.retrain_images, driver.executor.retrainings)
-    return driver.retrain_rung(
-        _decided_epochs(driver, "retrain_epochs", full, fit, driver.retrain_rung, winner(driver).key)
-    )
+    return driver.retrain_rung(_decided_epochs(driver, "retrain_epochs", full, fit, winner(driver).key))
 
 
-def _decided_epochs(
-    driver: Driver,
-    fact: str,
-    full: Rung,
-    fit: int,
-    rung: Callable[[int], Rung],
-    key: str | None = None,
-    least: int = 1,
-) -> int:
+def _decided_epochs(driver: Driver, fact: str, full: Rung, fit: int, key: str | None = None, least: int = 1) -> int:
     """Epochs of full training, of which `fit` fit into the time that is left. Decided once for a budget and remembered.
 
     What was trained for longer, within another budget, is not replaced by a shorter training: the epochs stay where
-    there is one at the `rung` of so many (of the architecture `key`, if given).
+    there is a training of so many (of the architecture `key`, if given).
     """
     decided = driver.records.fact(fact, {})
     before = int(decided["value"]) if decided.get("of") == full.key else 0
     if before and decided["time"] == driver.budget.seconds:
         return before
     epochs = max(least, min(fit, full.epochs))
+    rung = driver.retrain_rung if full.final else driver.full_rung
     made = before > epochs and any(
         e.measurement.rung == rung(before).key and e.measurement.status == "done" and key in (None, e.measurement.key)
         for e in driver.records.all()
