@@ -2,7 +2,8 @@
 
 As soon as there are outcomes to judge by, several proposals are drawn for each candidate, and the one with the best
 outlook is measured: the free rung of the ladder. They are drawn while all workers are busy; one that is free takes the
-best of those that there are. The others are forgotten; the sampler learns nothing of them.
+best of those that there are. The others are forgotten; the sampler learns nothing of them. For every second candidate
+they are drawn at random: the sampler alone soon proposes variations of one network only.
 
 Each candidate is measured at the lowest rung, and its trial is told to Optuna once, when that is done, with its score
 there (a trial that proposes it again, too): the sampler never sees a score of another rung. A trial that waits for its
@@ -156,6 +157,11 @@ class Search:
         return self._candidates.limits.proposals if screened else 1
 
     @property
+    def _at_random(self) -> bool:
+        """Whether those for the next candidate are drawn at random, as for every second where they are several."""
+        return self._proposals > 1 and (len(self._trials) + len(self._waiting)) % 2 == 1
+
+    @property
     def _draws_ahead(self) -> bool:
         """Whether there are proposals to draw while all workers are busy."""
         return self._executor.concurrent and 1 < self._proposals > self._hand.drawn
@@ -175,7 +181,7 @@ class Search:
 
     def _draw(self) -> None:
         self._hand.drawn += 1
-        explore = self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0
+        explore = self._at_random or (self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0)
         try:
             asked = self._study.ask(self._candidates.space, explore)
         except CandidateError as error:

@@ -8,7 +8,7 @@ import math
 import sqlite3
 import statistics
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -312,6 +312,19 @@ def test_who_turns_out_to_be_beyond_a_limit_or_fails_is_not_what_is_chosen_ever_
 
 def test_ever_so_many_proposals_measure_a_small_space_whole(bed: Bed) -> None:
     assert bed.drive(Instant(1, wide_is_good), Dials(widths=8), trials=None, proposals=64).done == 24
+
+
+def test_for_every_second_candidate_proposals_are_drawn_at_random(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, drawn = Instant(1, wide_is_good), defaultdict(list)
+    ask = Study.ask
+
+    def watched(study: Study, space: SearchSpace, explore: bool = False) -> Any:
+        drawn[len(executor.given)].append(explore)
+        return ask(study, space, explore)
+
+    monkeypatch.setattr(Study, "ask", watched)
+    bed.drive(executor, Dials(widths=10_000), trials=24, rungs=(RUNG,), proposals=4)
+    assert [drawn[number] for number in range(24)] == [[False]] * FEW + [[False] * 4, [True] * 4] * 8
 
 
 def test_several_objectives_have_no_best_proposal(bed: Bed, asks: list[int]) -> None:

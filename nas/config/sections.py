@@ -120,9 +120,10 @@ class SearchConfig(Section):
     )
     sampler: Literal["tpe", "random", "gp", "nsga2"] = Field("tpe", description="tpe, random, gp or nsga2.")
     proposals: Annotated[int, Field(ge=1, le=64)] = Field(
-        4,
-        description="With one objective: so many proposals of the sampler for each candidate (fewer where a worker "
-        "would wait for more); the one that promises most, by its choices and sizes, is trained. 1: all are.",
+        16,
+        description="With one objective: so many proposals for each candidate (fewer where a worker would wait for "
+        "more), the sampler's and random ones in turns; the one that promises most, by its choices and sizes, is "
+        "trained. 1: all of the sampler's are.",
     )
     objectives: tuple[Literal["loss", "accuracy", "params", "flops", "latency"], ...] = Field(
         ("loss",),
