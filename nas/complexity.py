@@ -21,7 +21,6 @@ from nas.config import SearchConfig
 from nas.errors import NasError
 from nas.space import SearchSpace, Shape
 
-
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 

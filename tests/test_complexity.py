@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import search_spaces
 from nas.complexity import activation_bytes, cause, complexity, count, flops_by_module, latency, violations
@@ -135,6 +136,18 @@ def test_inception_counts_alike_on_meta_and_cpu(size: int) -> None:
         architecture = space.random(seed)
         network = space.build(architecture, (3, size, size), 10)
         assert complexity(space, architecture, (3, size, size), 10) == count(network, (3, size, size))
+
+
+def test_batch_norms_count_for_nothing_and_are_left_as_they_were() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    with torch.no_grad():
+        network[1].running_mean += 1.0  # type: ignore[operator]
+    images = torch.randn(1, 3, 8, 8)
+    before = network(images)
+    with FlopCounterMode(display=False) as counter:
+        network(images)
+    assert count(network, (3, 8, 8)).flops == counter.get_total_flops() > 0
+    assert torch.equal(network(images), before)
 
 
 def test_latency_is_the_median_in_milliseconds() -> None:

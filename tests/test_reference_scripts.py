@@ -46,6 +46,23 @@ def test_thinner_networks_in_the_place_of_the_tables_own_in_small(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_loss_and_accuracy_at_the_highest_rung_in_small(tmp_path: Path) -> None:
+    words = ["nine", "--small", "--architectures", "4", "--executor", "in-process"]
+    words += ["--folder", str(tmp_path), "--to", str(tmp_path)]
+    run("calibrate_reference", *words)
+    own = pd.read_parquet(tmp_path / "nine.parquet")["architecture"].unique()
+    table = synthetic(4)
+    table["architecture"] = table["architecture"].map(dict(zip(table["architecture"].unique(), own, strict=True)))
+    table.to_parquet(tmp_path / "truth.parquet")
+    run("calibrate_reference", *words)
+    found = pd.read_csv(tmp_path / "nine.csv").set_index(["epochs", "signal"])
+    assert list(found.index) == [(epochs, one) for epochs in (1, 3, 4) for one in ("val_loss", "val_accuracy")]
+    for epochs in (1, 3, 4):
+        ahead = found.loc[(epochs, "val_accuracy"), "tau"] - found.loc[(epochs, "val_loss"), "tau"]
+        assert found.loc[(epochs, "val_accuracy"), "difference"] == pytest.approx(ahead, abs=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hyperband", "tpe"])
 def test_the_baselines_find_something(tmp_path: Path, method: str) -> None:
     file = tmp_path / "found.json"
@@ -107,13 +124,23 @@ def test_late_promotions_in_small(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_proposals_are_tried_on_the_published_table_in_small(tmp_path: Path) -> None:
-    run("simulate_proposals", "untrained", "--repeats", "5", "--to", str(tmp_path))
+    run("simulate_proposals", "--splits", "5", "--to", str(tmp_path))
     taus = pd.read_csv(tmp_path / "proposals-untrained.csv").set_index(["by", "seen"])["tau"]
     assert taus["sizes and choices", 40] > taus["sizes", 40]
-    run("simulate_proposals", "search", "--repeats", "1", "--candidates", "12", "--to", str(tmp_path))
-    rows = pd.read_csv(tmp_path / "proposals-search.csv")
-    assert set(rows["proposals"]) == {1, 2, 4, 8}
-    assert (rows.loc[rows["proposals"] == 1, "more"] == 0).all()
+
+
+@pytest.mark.slow
+def test_searches_are_simulated_on_a_surrogate_in_small(tmp_path: Path) -> None:
+    ways = ["engine", "one epoch alone, TPE"]
+    words = ["--repeats", "2", "--seconds", "60", "--most", "40", "--to", str(tmp_path)]
+    assert "4/4 searches" in run("simulate_searches", "--ways", *ways, *words)
+    rows = pd.read_csv(tmp_path / "simulated.csv").set_index("way")
+    assert list(rows.index) == ways
+    assert rows.loc["engine", "behind"] == 0
+    ahead = rows.loc["engine", "found"] - rows.loc[ways[1], "found"]
+    assert rows.loc[ways[1], "behind"] == pytest.approx(ahead, abs=1e-6)
+    assert 1 <= rows.loc["engine", "promoted"] < rows.loc["engine", "candidates"] < rows.loc[ways[1], "candidates"]
+    assert rows["found"].between(0.8, 0.9).all()
 
 
 @pytest.mark.slow
