@@ -158,8 +158,13 @@ class Search:
 
     @property
     def _at_random(self) -> bool:
-        """Whether those for the next candidate are drawn at random, as for every second where they are several."""
-        return self._proposals > 1 and (len(self._trials) + len(self._waiting)) % 2 == 1
+        """Whether proposals are drawn at random: every second candidate's, where several are drawn for each.
+
+        Not after so many of which none may be measured, nor while a worker waits: the sampler's first is the better one.
+        """
+        turn = (len(self._trials) + len(self._waiting)) % 2 == 1
+        waits = self._executor.concurrent and self._executor.free > 0
+        return turn and not waits and 1 < self._proposals > self._hand.drawn
 
     @property
     def _draws_ahead(self) -> bool:
@@ -180,15 +185,16 @@ class Search:
         return len(self._hand) > 0 and (waits or self._hand.drawn >= self._proposals)
 
     def _draw(self) -> None:
+        at_random = self._at_random
+        explore = self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0
         self._hand.drawn += 1
-        explore = self._at_random or (self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0)
         try:
-            asked = self._study.ask(self._candidates.space, explore)
+            asked = self._study.ask(self._candidates.space, explore or at_random)
         except CandidateError as error:
             self._fruitless += 1
             self._unsuggested = self._unsuggested or str(error)
             return
-        sizes = self._sifted(asked)
+        sizes = self._sifted(asked, at_random)
         if sizes is None:
             return
         if asked.architecture.key in self._known:  # as a reference: it costs nothing
@@ -196,8 +202,11 @@ class Search:
         else:
             self._hand.add(asked, sizes)
 
-    def _sifted(self, asked: Asked) -> Mapping[str, float] | None:
-        """Sizes of a proposal that may be measured. None: it is known, on its way or beyond limits, and dealt with."""
+    def _sifted(self, asked: Asked, at_random: bool = False) -> Mapping[str, float] | None:
+        """Sizes of a proposal that may be measured. None: it is known, on its way or beyond limits, and dealt with.
+
+        The sampler is not told of those that are `at_random` beyond limits: many of them would hide what is good.
+        """
         key = asked.architecture.key
         if key in self._trials:
             self._fruitless += 1
@@ -214,6 +223,9 @@ class Search:
         sizes, excess, over = self._judged(asked)
         if not over and key in self._known:  # measured as a reference, whatever its latency
             excess, over = self._candidates.beyond(self._known[key].signals)
+        if over and at_random and not asked.given:
+            self._study.forget(asked.number)
+            return None
         if over:
             self._fruitless += 1
             self._infeasible.add(key)

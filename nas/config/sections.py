@@ -122,8 +122,8 @@ class SearchConfig(Section):
     proposals: Annotated[int, Field(ge=1, le=64)] = Field(
         16,
         description="With one objective: so many proposals for each candidate (fewer where a worker would wait for "
-        "more), the sampler's and random ones in turns; the one that promises most, by its choices and sizes, is "
-        "trained. 1: all of the sampler's are.",
+        "more); the one that promises most, by its choices and sizes, is trained. Every second candidate's are drawn "
+        "at random (nsga2 learns nothing of those). 1: each proposal of the sampler is trained.",
     )
     objectives: tuple[Literal["loss", "accuracy", "params", "flops", "latency"], ...] = Field(
         ("loss",),
