@@ -160,7 +160,7 @@ class Search:
     def _at_random(self) -> bool:
         """Whether proposals are drawn at random: every second candidate's, where several are drawn for each.
 
-        Not after so many of which none may be measured, nor while a worker waits: the sampler's first is the better one.
+        Not after so many that may not be measured, nor while a worker waits: the sampler's first is the better one.
         """
         turn = (len(self._trials) + len(self._waiting)) % 2 == 1
         waits = self._executor.concurrent and self._executor.free > 0
