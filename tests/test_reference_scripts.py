@@ -98,7 +98,7 @@ def test_searches_are_compared(tmp_path: Path) -> None:
     assert set(trained["method"]) == {"engine", "hyperband", "tpe"}
     assert (trained["times"].ge(1) & trained["accuracy"].between(0, 1) & trained["seconds"].gt(0)).all()
     parts = pd.read_csv(tmp_path / "report" / "searches.csv").set_index(["part", "method"])["runs"]
-    assert (parts["all runs", "tpe"], parts["from run 1 on", "tpe"], parts["from run 1 on", "random"]) == (2, 1, 1)
+    assert (parts["before run 1", "tpe"], parts["from run 1 on", "tpe"], parts["from run 1 on", "random"]) == (1, 1, 1)
 
 
 @pytest.mark.slow
@@ -141,8 +141,6 @@ def test_searches_are_simulated_on_a_surrogate_in_small(tmp_path: Path) -> None:
     rows = pd.read_csv(tmp_path / "simulated.csv").set_index("way")
     assert list(rows.index) == ways
     assert rows.loc["engine", "behind"] == 0
-    ahead = rows.loc["engine", "found"] - rows.loc[ways[1], "found"]
-    assert rows.loc[ways[1], "behind"] == pytest.approx(ahead, abs=1e-6)
     assert 1 <= rows.loc["engine", "promoted"] < rows.loc["engine", "candidates"] < rows.loc[ways[1], "candidates"]
     assert rows["found"].between(0.8, 0.9).all()
 
