@@ -165,7 +165,7 @@ def _without_batch_norms(network: nn.Module) -> Iterator[None]:
     """They have no FLOPs as counted here, and took a third of the time on the meta device."""
     norms = [one for one in network.modules() if type(one) in BATCH_NORMS and "forward" not in vars(one)]
     for one in norms:
-        vars(one)["forward"] = partial(_checked, one.num_features)
+        vars(one)["forward"] = partial(_checked, int(vars(one)["num_features"]))
     try:
         yield
     finally:

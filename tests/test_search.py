@@ -233,18 +233,23 @@ def wide_is_good(job: Job) -> Outcome:
     return Outcome(job, job.measurement("done", signals, outcome.measurement.cost, ()), None)
 
 
-@pytest.fixture
-def asks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of all proposals."""
-    numbers: list[int] = []
+def watch_asks(monkeypatch: pytest.MonkeyPatch, tell: Callable[[int, bool], None]) -> None:
+    """Tell the number of each proposal, and whether it was drawn at random."""
     ask = Study.ask
 
     def watched(study: Study, space: SearchSpace, explore: bool = False) -> Any:
         asked = ask(study, space, explore)
-        numbers.append(asked.number)
+        tell(asked.number, explore)
         return asked
 
     monkeypatch.setattr(Study, "ask", watched)
+
+
+@pytest.fixture
+def asks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of all proposals."""
+    numbers: list[int] = []
+    watch_asks(monkeypatch, lambda number, at_random: numbers.append(number))
     return numbers
 
 
@@ -315,16 +320,34 @@ def test_ever_so_many_proposals_measure_a_small_space_whole(bed: Bed) -> None:
 
 
 def test_for_every_second_candidate_proposals_are_drawn_at_random(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor, drawn = Instant(1, wide_is_good), defaultdict(list)
-    ask = Study.ask
-
-    def watched(study: Study, space: SearchSpace, explore: bool = False) -> Any:
-        drawn[len(executor.given)].append(explore)
-        return ask(study, space, explore)
-
-    monkeypatch.setattr(Study, "ask", watched)
-    bed.drive(executor, Dials(widths=10_000), trials=24, rungs=(RUNG,), proposals=4)
+    executor = Instant(1, wide_is_good)
+    drawn: dict[int, list[bool]] = defaultdict(list)
+    watch_asks(monkeypatch, lambda number, at_random: drawn[len(executor.given)].append(at_random))
+    for trials in (15, 24):  # in two runs
+        bed.drive(executor, Dials(widths=10_000), trials=trials, rungs=(RUNG,), proposals=4)
     assert [drawn[number] for number in range(24)] == [[False]] * FEW + [[False] * 4, [True] * 4] * 8
+
+
+def test_random_proposals_beyond_limits_are_few_and_the_sampler_is_not_told_of_them(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = Instant(1, wide_is_good)
+    drawn: dict[int, list[int]] = defaultdict(list)
+    monkeypatch.setattr(looping, "FRUITLESS_BEFORE_EXPLORING", 10_000)  # else the sampler's are random at times, too
+    watch_asks(monkeypatch, lambda number, at_random: drawn[len(executor.given)].append(number) if at_random else None)
+    progress = bed.drive(executor, Dials(widths=1000), trials=20, rungs=(RUNG,), proposals=4, max_params=20 * 30 + 3)
+    assert progress.done == 20
+    assert max(map(len, drawn.values())) == 4
+    at_random = {number for numbers in drawn.values() for number in numbers}
+    assert not at_random & {trial.number for trial in bed.trials() if trial.state == TrialState.PRUNED}
+
+
+def test_no_worker_waits_for_what_is_drawn_at_random(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = Instant(20, wide_is_good, concurrent=True)
+    seen: set[tuple[bool, bool]] = set()
+    watch_asks(monkeypatch, lambda number, at_random: seen.add((at_random, executor.free > 0)))
+    bed.drive(executor, trials=60, proposals=4)
+    assert seen == {(False, True), (False, False), (True, False)}
 
 
 def test_several_objectives_have_no_best_proposal(bed: Bed, asks: list[int]) -> None:
@@ -336,14 +359,8 @@ def test_several_objectives_have_no_best_proposal(bed: Bed, asks: list[int]) -> 
 def test_proposals_are_drawn_while_all_workers_are_busy_and_none_waits_for_more(
     bed: Bed, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
-    executor = Instant(slots, wide_is_good, concurrent=True)
-    ask, moments = Study.ask, []
-
-    def watched(study: Study, space: SearchSpace, explore: bool = False) -> Any:
-        moments.append((executor.free, executor.running, len(executor.given)))
-        return ask(study, space, explore)
-
-    monkeypatch.setattr(Study, "ask", watched)
+    executor, moments = Instant(slots, wide_is_good, concurrent=True), []
+    watch_asks(monkeypatch, lambda *_: moments.append((executor.free, executor.running, len(executor.given))))
     bed.drive(executor, trials=40, proposals=4)
     ahead = Counter(given for free, _, given in moments if free == 0)
     assert max(ahead.values()) == 4
