@@ -14,6 +14,7 @@ from nas.proxy import Bench, Job, Outcome, tune_process
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # its minute is not enough on a machine with other work to do
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a space's settings may hold paths relative to where the command was given
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # where one process is lost the others may wait for it for ever
 }
