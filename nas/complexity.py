@@ -179,24 +179,28 @@ def _checked(channels: int, input: Tensor) -> Tensor:
     return input
 
 
-def in_force(limits: SearchConfig, max_flops: int | None = None) -> dict[str, float]:
-    """The limits that are set; `max_flops` stands in for the one that the person did not set."""
+def in_force(limits: SearchConfig, max_step_seconds: float | None = None) -> dict[str, float]:
+    """The limits that are set; a time budget sets `max_step_seconds`."""
     allowed = {
         "params": limits.max_params,
-        "flops": limits.max_flops or max_flops,
+        "flops": limits.max_flops,
         "latency_ms": limits.max_latency,
         "activation_bytes": limits.max_memory,
+        "step_seconds": max_step_seconds,
     }
     return {name: float(limit) for name, limit in allowed.items() if limit is not None}
 
 
-def violations(limits: SearchConfig, found: Mapping[str, float], max_flops: int | None = None) -> dict[str, float]:
+def violations(
+    limits: SearchConfig, found: Mapping[str, float], max_step_seconds: float | None = None
+) -> dict[str, float]:
     """By how much each set limit is exceeded, as a share of it (feasible at 0 or less).
 
-    `found` holds any of params, flops, latency_ms and activation_bytes; limits on what it does not hold are not judged.
-    `max_flops` stands in for the one that the person did not set.
+    `found` holds any of params, flops, latency_ms, activation_bytes and step_seconds; limits on what it does not hold
+    are not judged.
     """
-    return {name: found[name] / limit - 1 for name, limit in in_force(limits, max_flops).items() if name in found}
+    limited = in_force(limits, max_step_seconds)
+    return {name: found[name] / limit - 1 for name, limit in limited.items() if name in found}
 
 
 def cause(excess: Mapping[str, float], found: Mapping[str, float]) -> str | None:

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from threading import Thread
 from typing import Any
+
+import torch
 
 from nas import auxiliary, complexity, executor, ladder, task
 from nas import config as configuration
 from nas import retrain as retraining
-from nas.candidates import Candidates
-from nas.config import Config, ExecutorConfig
+from nas.candidates import Candidates, Prices
+from nas.config import Config, ExecutorConfig, Recipe
 from nas.data import Data, load
 from nas.errors import ConfigError, ExperimentError, InputError, SpaceError
 from nas.executor import Executor
@@ -30,6 +33,7 @@ from nas.proxy import Job, Setting, SpaceSpec, stand_in, stand_ins_share
 from nas.records import Measurement, Records, existing_records, open_database
 from nas.space import SearchSpace
 from nas.study import Study
+from nas.time_plan import TimePlan, time_plan
 from nas.weights import Weights
 
 MEANING = (
@@ -50,6 +54,12 @@ MEANING = (
 HARMLESS = ("data.dir",)
 """Keys below those that say only where things are."""
 
+RESIZING: ladder.Resizing = ((0.5, 0.6), (0.7, 0.85))
+"""Trainings under a time budget see small images first: a step costs a quarter, then half, of one at full size."""
+
+LEAST_RESIZED_SIDE = 24
+"""Images of fewer pixels a side are not made smaller."""
+
 TRIED = 20
 """Random networks, at least one of which must have the cells that towers.placement names."""
 
@@ -69,12 +79,21 @@ class Driver:
     budget: Budget
     listen: Listener
     check: Callable[[], None]
+    plan: TimePlan | None = None
+    """How the time budget is spent, where candidates train for seconds."""
+    given: Config = field(default_factory=Config)
+    """The config as the user gave it, with what it leaves open."""
     _workers_have: str = field(default="", init=False)
 
-    def candidates(self, max_flops: int | None) -> Candidates:
-        """What a candidate is here; `max_flops` stands in for the limit that the person did not set."""
-        classes = len(self.data.classes)
-        return Candidates(self.space, self.data.input_shape, classes, self.config.search, max_flops)
+    def candidates(self, prices: Prices | None = None, max_step_seconds: float | None = None) -> Candidates:
+        """What a candidate is here; a time budget limits the seconds of its training step."""
+        classes, limits = len(self.data.classes), self.config.search
+        return Candidates(self.space, self.data.input_shape, classes, limits, prices, max_step_seconds)
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Steps in which retraining sees all its images once."""
+        return max(1, self.retrain_images // ladder.batch_size(self.config.retrain, len(self.data.train)))
 
     @property
     def proxy(self) -> Rung:
@@ -96,10 +115,24 @@ class Driver:
         """The rung of full training; `epochs` overrides the recipe's, `init` names the weights it starts from."""
         return replace(ladder.retrain_rung(self.config, self.retrain_images, epochs), init=init)
 
+    def timed_rung(self, steps: int) -> Rung:
+        """The rung of full training of so many steps, by all cores of a machine."""
+        rung = self.retrain_rung(epochs=math.ceil(steps / self.steps_an_epoch))
+        return replace(rung, recipe=rung.recipe.model_copy(update={"steps": steps}), whole=True)
+
     def full_rung(self, epochs: int | None = None) -> Rung:
         """Full training on the training images alone, scored on those kept for the truth."""
         rung = ladder.retrain_rung(self.config, len(self.data.train), epochs)
         return replace(rung, name="full", final=False, truth=True)
+
+    def use_augmentation(self, names: Sequence[str]) -> None:
+        """Train with these augmentations from now on, where the user does not say which."""
+        self.config = with_augmentation(self.config, self.given, names)
+        self.rungs = tuple(
+            replace(rung, recipe=rung.recipe.model_copy(update={"augment": self.config.proxy.augment}))
+            for rung in self.rungs
+        )
+        self.records.set_fact("rungs", [rung.key for rung in self.rungs])
 
     def give_proxies(self) -> None:
         """Workers get the data without the test split: no proxy can touch it."""
@@ -128,9 +161,15 @@ class Driver:
 
 @contextmanager
 def driving(
-    config: Config, listen: Listener, workers: bool = True, usable: Callable[[SearchSpace, Data], None] | None = None
+    config: Config,
+    listen: Listener,
+    workers: bool = True,
+    usable: Callable[[SearchSpace, Data], None] | None = None,
+    began: float | None = None,
 ) -> Iterator[Driver]:
     """A driver of the experiment that `config` describes, for as long as the context is open.
+
+    The time budget is spent from `began` on, as `time.monotonic` tells; None: from when the driver is open.
 
     Without `workers` nothing is started that could train: for steps that only read and write. `usable` raises an
     InputError where what the step is given does not go with space and data.
@@ -140,8 +179,8 @@ def driving(
     """
     spec = SpaceSpec.of(config.space.name, config.space.settings)
     space = spec.load()
-    began = existing_records(config.database, config.experiment)
-    full = None if began is None else began.fact("full_epochs_at_start")  # another [retrain] moves no rung
+    existing = existing_records(config.database, config.experiment)
+    full = None if existing is None else existing.fact("full_epochs_at_start")  # another [retrain] moves no rung
     loading = _in_background(lambda: _prepared(config))  # Ray takes seconds to start
     if wait([loading], timeout=0.2).done:
         loading.result()  # a wrong name shows at once
@@ -151,13 +190,17 @@ def driving(
             data = data.holding_truth()
         check_usable(config, space, data)
         on_gpu = pool.on_gpu if workers else _began_on_gpu(config, pool.on_gpu)
-        suited = ladder.decided(config, data.augmentations, on_gpu)
+        plan = _time_plan(config, existing, pool.slots)
+        resizing = () if plan is None else usable_resizing(config, space, data)
+        suited = ladder.decided(config, data.augmentations, on_gpu, len(data.train), resizing)
         now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)
         if usable is not None:
             usable(space, data)
+        if existing is not None and (augmentation := existing.fact("augmentation")) is not None:
+            suited = with_augmentation(suited, config, augmentation)
         full = full or ladder.retrain_epochs(suited.retrain, len(data.train))
-        rungs = rungs_of(suited, space, data, full)
+        rungs = rungs_of(suited, space, data, full, plan)
         _make_folder(config)
         engine = open_database(config.database)
         with Lease(engine, config.experiment) as lease:
@@ -168,18 +211,74 @@ def driving(
             records.set_fact("full_epochs_at_start", full)
             records.set_fact("rungs", [rung.key for rung in rungs])
             records.set_fact("image", [*data.input_shape, len(data.classes)])
+            records.set_fact("validation_images", len(data.validation))
+            records.set_fact("test_images", 0 if data.test is None else len(data.test))
+            if plan is not None:
+                records.set_fact("time_plan", asdict(plan))
             wanted = config.search
             study = Study(engine, config.experiment, wanted.objectives, wanted.sampler, config.seed)
-            budget = Budget(records, wanted.time)
+            budget = Budget(records, wanted.time, began)
             try:
-                yield Driver(suited, spec, space, data, records, study, pool, rungs, budget, listen, lease.check)
+                check = lease.check
+                yield Driver(
+                    suited, spec, space, data, records, study, pool, rungs, budget, listen, check, plan, config
+                )
             finally:
                 lease.check()
                 budget.save()
 
 
-def rungs_of(config: Config, space: SearchSpace, data: Data, most: int | None = None) -> tuple[Rung, ...]:
-    """The ladder's rungs (see `nas.ladder.rungs`), with what stand-ins cost in this space."""
+def with_augmentation(config: Config, given: Config, names: Sequence[str]) -> Config:
+    """A decided config with these augmentations where the one that was `given` leaves them open."""
+
+    def recipe(decided: Recipe, open_: Recipe) -> Recipe:
+        return decided if open_.augment is not None else decided.model_copy(update={"augment": tuple(names)})
+
+    sections = {"proxy": recipe(config.proxy, given.proxy), "retrain": recipe(config.retrain, given.retrain)}
+    return config.model_copy(update=sections)
+
+
+def usable_resizing(config: Config, space: SearchSpace, data: Data) -> ladder.Resizing:
+    """Image sizes that trainings begin with under a time budget: none where images are small or networks refuse."""
+    shape, classes = data.input_shape, len(data.classes)
+    if data.task != "classification" or min(shape[1:]) < LEAST_RESIZED_SIDE:
+        return ()
+    channels, height, width = shape
+    for share, _ in RESIZING:
+        small = (channels, round(share * height), round(share * width))
+        try:
+            network = space.build(space.random(config.seed), shape, classes)
+            supervised = auxiliary.supervise(network, config.towers, shape, classes, 0, data.coarse, data.classes)
+            with torch.no_grad():
+                supervised(torch.zeros(2, *small))
+        except Exception:  # a third-party network may raise anything for images of another size
+            return ()
+    return RESIZING
+
+
+def _time_plan(config: Config, existing: Records | None, workers: int) -> TimePlan | None:
+    """How candidates train for seconds: under a time budget, unless the length of their training is given.
+
+    An experiment that has begun keeps its rungs, whatever budget it has now, and its epochs if it began with these.
+    """
+    known = None if existing is None else existing.fact("time_plan")
+    begun = existing is not None and existing.fact("meaning") is not None
+    proxy, time = config.proxy, config.search.time
+    given = proxy.epochs is not None or proxy.steps is not None or proxy.shrink != 1 or proxy.width != 1
+    if (begun and known is None) or given or config.search.calibrate:
+        return None
+    if time is None:
+        return None if known is None else TimePlan(**known)
+    plan = time_plan(time, workers, config.search.share, config.ladder.rungs)
+    return plan if known is None else replace(plan, proxy=known["proxy"], rungs=known["rungs"])
+
+
+def rungs_of(
+    config: Config, space: SearchSpace, data: Data, most: int | None = None, plan: TimePlan | None = None
+) -> tuple[Rung, ...]:
+    """The ladder's rungs (see `nas.ladder.rungs`), with what stand-ins cost in this space, or those of a time plan."""
+    if plan is not None:
+        return ladder.timed_rungs(config, len(data.train), plan.rung_seconds())
     lowest = ladder.proxy_rung(config, len(data.train))
     share = stand_ins_share(space, lowest, data.input_shape, len(data.classes), config.seed)
     return ladder.rungs(config, len(data.train), most, share)

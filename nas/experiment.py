@@ -15,6 +15,7 @@ imported by the step that runs them.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from nas.config import Config
 from nas.errors import ExperimentError
 from nas.leaderboard import Record
 from nas.records import Measurement, Records, existing_records, open_database
+from nas.time_plan import search_share
 from search_spaces import systems
 
 if TYPE_CHECKING:
@@ -141,8 +143,10 @@ class Experiment:
         def usable(space: SearchSpace, data: Data) -> None:
             export.check(self.config.export, self.folder / "export")
 
-        with driving(self.config, self.listen, usable=usable) as driver:
-            pipeline.search(driver, share=self.config.search.share)
+        began = time.monotonic()
+        with driving(self.config, self.listen, usable=usable, began=began) as driver:
+            wanted = self.config.search
+            pipeline.search(driver, wanted.share or search_share(wanted.time or 0.0))
             pipeline.retrain(driver, within_budget=True)
             return pipeline.export(driver)
 
@@ -234,6 +238,8 @@ class Experiment:
             records.fact("references", {}),
             self.config.search.objectives[1:],
             records.fact("calibration", {}).get("predictions"),
+            leaderboard.ImageCounts.of(records),
+            records.fact("chosen"),
         )
 
     def study(self) -> optuna.Study:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal
 
+from nas import verdict
 from nas.errors import InputError
 from nas.records import Entry, Measurement, Records
 
@@ -27,14 +28,24 @@ HIGHER_IS_BETTER = frozenset(
         "miou",
         "test_accuracy",
         "test_miou",
+        "test_low",
+        "test_high",
+        "test_images",
         "test_seeds",
         "pareto",
+        "tied",
         "predicted",
         "predicted_low",
         "predicted_high",
     }
 )
 """Objectives and columns of which more is better; of all others less is."""
+
+TIED_BY = {"loss": "accuracy", "accuracy": "accuracy", "miou": "miou"}
+"""By objective, the column in which ties are looked for; other objectives have none.
+
+A board ranked by loss is judged by accuracy: the noise of a mean loss does not follow from the number of images.
+"""
 
 Kind = Literal["candidate", "reference"]
 
@@ -48,6 +59,8 @@ class Record:
 
     Of dense prediction accuracies are of pixels, and there are mean intersections over union (mIoU) beside them.
     `predicted` is the accuracy expected of full training, with its 95 % interval, where the search was calibrated.
+    `test_low` and `test_high` are the 95 % interval that `test_images` allow; they do not count what seeds change.
+    Of dense prediction there is no such interval. `tied` candidates cannot be told from the one of rank 1.
     """
 
     rank: int | None
@@ -64,6 +77,9 @@ class Record:
     latency: float | None = None
     test_accuracy: float | None = None
     test_std: float | None = None
+    test_low: float | None = None
+    test_high: float | None = None
+    test_images: int | None = None
     test_miou: float | None = None
     test_seeds: int = 0
     predicted: float | None = None
@@ -72,7 +88,21 @@ class Record:
     seconds: float | None = None
     towers: tuple[int, ...] = ()
     pareto: bool = False
+    tied: bool = False
     cause: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """How many images scores are of; None where that is not recorded."""
+
+    validation: int | None = None
+    test: int | None = None
+
+    @classmethod
+    def of(cls, records: Records) -> ImageCounts:
+        """From the facts ``validation_images`` and ``test_images``."""
+        return cls(records.fact("validation_images"), records.fact("test_images"))
 
 
 def board(
@@ -83,6 +113,8 @@ def board(
     references: Mapping[str, Sequence[str]],
     others: Sequence[str] = (),
     predictions: Predictions | None = None,
+    images: ImageCounts | None = None,
+    chosen: str | None = None,
 ) -> list[Record]:
     """Every measured candidate and the reference rows, best first by `objective`.
 
@@ -93,8 +125,10 @@ def board(
     `others` are the further objectives, which span the Pareto front with the first; with none, FLOPs do.
     `references` maps a row's name to architecture keys; the row shows the mean of those that were measured.
     Candidates that failed or were stopped come last, with their cause. What was retrained without a search has a row
-    too, called "retrained".
+    too, called "retrained". With `images`, test accuracies have intervals, and ties with the best are marked. The
+    candidate that the search has `chosen`, by key, is the first.
     """
+    images = images or ImageCounts()
     proxies, lowest = _highest(entries, rungs), _highest(entries, rungs[:1])
     retrained: dict[str, list[Measurement]] = {}
     for entry in entries:
@@ -119,9 +153,13 @@ def board(
             label = f"{name} (mean of {len(measured)})" if len(measured) > 1 else name
             rows.append(_record(label, "reference", measured, retrained))
     heights = {e.measurement.key: _height(e, rungs) for e in proxies.values()}
-    rows = [_predicted(row, (predictions or {}).get(row.key)) for row in rows]
+    rows = [_predicted(_with_interval(row, images.test), (predictions or {}).get(row.key)) for row in rows]
     objectives = [objective, *(others or ["flops"])]
-    return _ranked(_with_front(rows, objectives, {key: e.measurement for key, e in lowest.items()}), objective, heights)
+    rows = _with_front(rows, objectives, {key: e.measurement for key, e in lowest.items()})
+    rows = _ranked(rows, objective, heights, chosen)
+    at_rung = {key: e.measurement.rung for key, e in proxies.items()}
+    tied = _tied(rows, objective, at_rung, [e.measurement for e in entries], images.validation)
+    return [replace(row, tied=row.kind == "candidate" and row.key in tied) for row in rows]
 
 
 def in_order(
@@ -141,9 +179,11 @@ def in_order(
 
 
 def standing(records: Records, objective: str) -> list[Measurement]:
-    """The measured candidates of an experiment as on its board, best first."""
+    """The measured candidates of an experiment as on its board, best first: the one that the search has chosen."""
     predictions = records.fact("calibration", {}).get("predictions")
-    return in_order(records.all(), records.fact("rungs", []), objective, predictions)
+    ordered = in_order(records.all(), records.fact("rungs", []), objective, predictions)
+    chosen = records.fact("chosen")
+    return sorted(ordered, key=lambda one: one.key != chosen)
 
 
 def _highest(entries: Iterable[Entry], rungs: Sequence[str]) -> dict[str, Entry]:
@@ -251,12 +291,65 @@ def _predicted(row: Record, predicted: tuple[float, float, float] | None) -> Rec
     return replace(row, predicted=value, predicted_low=low, predicted_high=high)
 
 
-def _ranked(rows: list[Record], objective: str, heights: Mapping[str, int]) -> list[Record]:
+def _with_interval(row: Record, images: int | None) -> Record:
+    if images is None or row.test_accuracy is None or row.test_miou is not None:
+        return row
+    low, high = verdict.accuracy_interval(row.test_accuracy, images)
+    return replace(row, test_low=low, test_high=high, test_images=images)
+
+
+def _tied(
+    rows: Sequence[Record],
+    objective: str,
+    at_rung: Mapping[str, str],
+    measurements: Iterable[Measurement],
+    images: int | None,
+) -> set[str]:
+    """Keys of the candidates that cannot be told from rank 1.
+
+    By predicted accuracies, where there are such. Else by scores of the rung of rank 1, with the noise between seeds of
+    the same candidate, or that of so many validation images. Where neither is known there is no mark.
+    """
+    ranked = [row for row in rows if row.rank is not None]
+    column, best = TIED_BY.get(objective), next(iter(ranked), None)
+    if best is None or column is None:
+        return set()
+    if best.predicted is not None:
+        rivals = [row for row in ranked if row.predicted is not None]
+        return {row.key for row in rivals[1:] if _predicted_apart(best, row) <= verdict.tie_margin(len(rivals), 1.0)}
+    rung, top = at_rung.get(best.key), getattr(best, column)
+    scores = {row.key: getattr(row, column) for row in ranked if at_rung.get(row.key) == rung}
+    if rung is None or any(score is None for score in scores.values()):
+        return set()
+    repeats: dict[str, list[float]] = {}
+    for one in measurements:
+        if one.rung == rung and one.status == "done" and one.key in scores:
+            repeats.setdefault(one.key, []).append(one.signals[SIGNAL_OF[column]])
+    deviation = verdict.seed_deviation(repeats.values(), top, images if best.miou is None else None)
+    if deviation is None:
+        return set()
+    margin = verdict.tie_margin(len(scores), deviation)
+    return {key for key, score in scores.items() if key != best.key and score >= top - margin}
+
+
+def _predicted_apart(best: Record, row: Record) -> float:
+    """How far a prediction is below the best one, in standard deviations of a prediction (the mean of both)."""
+    assert best.predicted is not None
+    assert best.predicted_low is not None
+    assert row.predicted is not None
+    assert row.predicted_high is not None
+    reach = math.hypot(best.predicted - best.predicted_low, row.predicted_high - row.predicted)
+    deviation = reach / math.sqrt(2) / NormalDist().inv_cdf(0.975)
+    return (best.predicted - row.predicted) / deviation if deviation else math.inf
+
+
+def _ranked(rows: list[Record], objective: str, heights: Mapping[str, int], chosen: str | None = None) -> list[Record]:
     by_key = sorted(rows, key=lambda row: row.key)  # as `best` decides between equal scores
     done = sort([row for row in by_key if row.status == "done"], objective)
     # stable: by score within a rung; references are of the lowest one
     done.sort(key=lambda row: -heights.get(row.key, 0) if row.kind == "candidate" else 0)
     done.sort(key=lambda row: -(row.predicted or 0.0))
+    done.sort(key=lambda row: row.kind != "candidate" or row.key != chosen)
     rest = [row for row in rows if row.status != "done"]
     ranks = iter(range(1, len(done) + 1))
     return [replace(r, rank=next(ranks) if r.kind == "candidate" else None) for r in done] + rest

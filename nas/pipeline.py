@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from nas import complexity, leaderboard, pruned, retrained
+from nas import complexity, leaderboard, pruned, retrained, speed
 from nas import retrain as retraining
 from nas.calibrated import calibrated, spread
+from nas.candidates import Prices
 from nas.config import Config, Recipe
 from nas.config.sections import FEWEST_TO_CALIBRATE
 from nas.data import Data
+from nas.data.sets import SETS
 from nas.driver import Driver
 from nas.errors import ExperimentError, InputError, SearchError
 from nas.export import Ensemble, Exported, Facts
@@ -25,9 +28,10 @@ from nas.ladder import Rung
 from nas.progress import Progress, counted
 from nas.proxy import Job
 from nas.records import Measurement, existing_records
-from nas.retrained import winner
 from nas.search import Search
 from nas.space import Architecture, SearchSpace
+from nas.verdict import Evidence
+from nas.verdict import problems as verdict_of
 from nas.weights import Weights, start_from
 
 CALIBRATION_SEEDS = 1000
@@ -35,6 +39,12 @@ CALIBRATION_SEEDS = 1000
 
 SEARCHED = 0.6
 """Share of the search's time after which a calibrated one proposes nothing more; the rest is full trainings'."""
+
+AUGMENTATIONS = (("crop",), ("crop", "flip"), ("crop", "flip", "cutout"))
+"""Augmentations that are tried on images of the user's own, the most cautious first."""
+
+DEFAULT_SEEDS = 3
+"""Trainings of the winner without a time budget."""
 
 DEFAULT_TRIALS = 30
 """Candidates of a search that is given neither a number nor a time."""
@@ -44,18 +54,24 @@ def search(driver: Driver, share: float | None = None) -> Progress:
     """Measure candidates. With a `share` of the time budget, the rest is for retraining, which limits their size."""
     wanted = driver.config.search
     driver.give_proxies()
-    max_flops = _flops_within_budget(driver, 1 - share) if share is not None else _remembered_flops(driver)
+    prices, slowest = speed.measured(driver, within_run=share is not None)
+    choose_augmentation(driver, prices, slowest)
     trials = DEFAULT_TRIALS if wanted.trials is None and wanted.time is None else wanted.trials
     driver.say(f"Searching {_count(driver.space.size())} architectures on {counted(driver.executor.slots, 'worker')}")
-    if driver.config.ladder.rungs > 1 and len(driver.rungs) == 1:
+    if driver.plan is not None:
+        driver.say(speed.in_words(driver.plan, slowest))
+    elif driver.config.ladder.rungs > 1 and len(driver.rungs) == 1:
         full = driver.full_rung().epochs
-        driver.say(f"Nobody is trained for longer: a proxy has {driver.proxy.epochs} of full training's {full} epochs")
+        driver.say(
+            f"No promotions: the proxy ({driver.proxy.epochs} epochs) is too close to full training ({full} epochs); "
+            "lower proxy.epochs to use the ladder"
+        )
     if driver.budget.left_to_search(1.0 if share is None else share) == 0:
         driver.say(f"The search's part of search.time ({wanted.time:g} s) is spent: a longer one goes on")
     if driver.proxy.stands_in:
         driver.say("Smaller stand-ins are trained in the candidates' place (proxy.shrink, proxy.width)")
     loop = Search(
-        driver.candidates(max_flops),
+        driver.candidates(prices, slowest),
         driver.rungs,
         driver.config.seed,
         driver.study,
@@ -64,12 +80,57 @@ def search(driver: Driver, share: float | None = None) -> Progress:
         driver.budget,
         driver.listen,
         driver.check,
+        None if driver.plan is None else driver.plan.final * driver.executor.slots,
     )
     whole = 1.0 if share is None else share
     progress = loop.run(trials, whole * (SEARCHED if wanted.calibrate else 1.0))
+    if (chosen := loop.chosen) is not None:
+        driver.records.set_fact("chosen", chosen[0])
     if wanted.calibrate:
         calibrate(driver, whole)
     return progress
+
+
+def choose_augmentation(driver: Driver, prices: Prices | None, slowest: float | None) -> None:
+    """Decide by short trainings how images of the user's own are augmented, and store it.
+
+    A folder does not say whether a mirrored image still shows its class. One named network is trained with each
+    of `AUGMENTATIONS`; the least validation loss decides.
+    """
+    records, config = driver.records, driver.config
+    is_open = driver.given.proxy.augment is None or driver.given.retrain.augment is None
+    known = config.data.name in SETS or driver.data.task != "classification" or not is_open
+    if driver.plan is None or prices is None or known or records.fact("augmentation") is not None:
+        return
+    candidates = driver.candidates(prices, slowest)
+    priced = []
+    for values in driver.space.named().values():
+        architecture = driver.space.point(values)
+        sizes = candidates.sizes(architecture)
+        if all(over <= 0 for over in candidates.beyond(sizes)[0].values()):
+            priced.append((sizes["step_seconds"], architecture.key, architecture))
+    if not priced:
+        return
+    chosen = sorted(priced)[len(priced) // 2][2]
+    steps = max(1, round(driver.plan.proxy / prices.of_worker(candidates.work(chosen))))
+    jobs: dict[Job, str] = {}
+    for names in AUGMENTATIONS:
+        recipe = driver.proxy.recipe.model_copy(update={"augment": names})
+        rung = replace(driver.proxy, name="pilot", recipe=recipe)
+        jobs[Job.of(chosen, rung, config.seed, steps=steps)] = f"augmentation {', '.join(names)}"
+    losses = {
+        names: one.signals["val_loss"]
+        for names, job in zip(AUGMENTATIONS, jobs, strict=True)
+        for one in driver.measure(jobs, "pilot")
+        if one.rung == job.rung.key and one.status == "done"
+    }
+    if not losses:
+        return
+    best = min(losses, key=lambda names: losses[names])
+    records.set_fact("augmentation", best)
+    driver.use_augmentation(best)
+    said = ", ".join(f"{' + '.join(names)} {loss:.3f}" for names, loss in losses.items())
+    driver.say(f"Augmentation: {' + '.join(best)} (validation loss after a short training: {said})")
 
 
 def calibrate(driver: Driver, share: float = 1.0) -> None:
@@ -90,8 +151,7 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
         lowest = {e.measurement.key: e.measurement for e in records.all() if e.measurement.rung == driver.proxy.key}
         trainings, an_epoch = [lowest[one.key] for one in chosen], min(config.retrain.images or count, count)
         fit = retraining.affordable_epochs(left, trainings, an_epoch, driver.executor.slots)
-        least = driver.rungs[-1].epochs
-        rung = driver.full_rung(_decided_epochs(driver, "full_epochs", full, fit, least=least))
+        rung = driver.full_rung(_decided_epochs(driver, full, fit, driver.rungs[-1].epochs))
     driver.say(
         f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {counted(rung.epochs, 'epoch')}"
     )
@@ -118,19 +178,21 @@ def retrain(
     """
     config, records = driver.config, driver.records
     chosen = _to_retrain(config, driver.space, retrained.ranked(driver), top, init)
-    rows = _references(driver) if config.retrain.references and init is None else {}
-    proxies = driver.measure(
-        {Job.of(one, driver.proxy, config.seed): name for name, many in rows.items() for one in many},
-        "references",
-    )
+    timed = within_budget and config.search.time is not None
+    seeds = config.retrain.seeds or (1 if timed else DEFAULT_SEEDS)
+    references = not timed if config.retrain.references is None else config.retrain.references
+    rows = _references(driver) if references and init is None else {}
+    if driver.plan is None:
+        driver.measure(
+            {Job.of(one, driver.proxy, config.seed): name for name, many in rows.items() for one in many}, "references"
+        )
     if init is None:
         records.set_fact("references", {name: [one.key for one in many] for name, many in rows.items()})
-    if within_budget:
-        trainings = [winner(driver)] * config.retrain.seeds + [one for one in proxies if one.status == "done"]
-        rung = _rung_within_budget(driver, trainings)
-    else:
-        rung = driver.retrain_rung(init=None if init is None else init.digest)
-    jobs = retraining.jobs(chosen[0], rung, config.seed, config.retrain.seeds, rows, chosen[1:])
+    rung, seconds = driver.retrain_rung(init=None if init is None else init.digest), None
+    if timed:
+        count = seeds * len(chosen) + sum(map(len, rows.values()))
+        rung, seconds = speed.rung_within_budget(driver, chosen[0], count)
+    jobs = retraining.jobs(chosen[0], rung, config.seed, seeds, rows, chosen[1:], seconds)
     there = f", {known} of them made before" if (known := driver.known(jobs)) else ""
     start = f" from {init.name}" if init else ""
     driver.say(f"Retraining: {counted(len(jobs), 'training')} of {counted(rung.epochs, 'epoch')}{start}{there}")
@@ -140,7 +202,39 @@ def retrain(
     if not any(m.status == "done" for m in own):
         raise SearchError(f"the winner could not be retrained: {own[0].cause}")
     _remember_retrained(driver, rung, [one.key for one in chosen], init)
+    problems = _problems(driver, own, rung)
+    records.set_fact("problems", problems)
+    for line in problems:
+        driver.say(line)
     return own
+
+
+def _problems(driver: Driver, winner: Sequence[Measurement], rung: Rung) -> list[str]:
+    """What speaks against trusting the result: the search was noise, or no better than simpler ways."""
+    records, data = driver.records, driver.data
+    rows: dict[str, list[str]] = records.fact("references", {})
+    tested: dict[str, list[float]] = {}
+    proxies: dict[str, list[float]] = {}
+    for one in (entry.measurement for entry in records.all()):
+        if one.status == "done" and one.rung == rung.key:
+            tested.setdefault(one.key, []).append(one.signals["test_accuracy"])
+        if one.status == "done" and one.rung == driver.proxy.key:
+            proxies.setdefault(one.key, []).append(one.signals["val_accuracy"])
+    named = {name: [score for key in keys for score in tested.get(key, ())] for name, keys in rows.items()}
+    randoms = named.pop("random", [])
+    dense = data.task != "classification"  # pixels of one image are not independent
+    labels = data.validation.labels
+    evidence = Evidence(
+        scores=[scores[0] for scores in proxies.values()],
+        repeats=[scores for scores in proxies.values() if len(scores) > 1],
+        validation_images=None if dense else len(data.validation),
+        largest_class=None if dense else float(np.bincount(labels).max() / len(labels)),
+        winner=[one.signals["test_accuracy"] for one in winner if one.status == "done"],
+        references={name: scores for name, scores in named.items() if scores},
+        randoms=randoms,
+        test_images=None if dense or data.test is None else len(data.test),
+    )
+    return verdict_of(evidence)
 
 
 def check_retrainable(config: Config, space: SearchSpace, data: Data, top: int, init: Weights | None) -> None:
@@ -271,6 +365,7 @@ def _facts(
             "recipe": retrained.in_words(Recipe.model_validate(fact["recipe"])),
             "retraining": fact["rung"],
             "started from": fact.get("init") or "fresh weights",
+            **{f"problem {number}": line for number, line in enumerate(driver.records.fact("problems", []), 1)},
             "towers in training": ", ".join(f"cell {cell}" for cell in members[0].towers) or "none",
         },
     )
@@ -279,81 +374,32 @@ def _facts(
 def _references(driver: Driver) -> dict[str, list[Architecture]]:
     """The reference architectures, within the limit that the search kept to."""
     driver.give_proxies()
-    return retraining.references(driver.candidates(_remembered_flops(driver)), driver.config.seed)
+    prices, slowest = speed.measured(driver, within_run=False)
+    return retraining.references(driver.candidates(prices, slowest), driver.config.seed)
 
 
-def _remembered_flops(driver: Driver) -> int | None:
-    """The limit on FLOPs that an earlier budget set, if any."""
-    remembered = driver.records.fact("max_flops")
-    return None if remembered is None else int(remembered["value"])
-
-
-def _flops_within_budget(driver: Driver, share: float) -> int | None:
-    """Without a limit on FLOPs: the largest networks that a share of the time budget retrains; None: as they come.
-
-    Decided once for a budget, from the speed of one reference, and remembered, so that a resumed search keeps to it.
-    More time raises it; less does not lower it, for candidates are measured already. It is never below what that
-    reference has: where even that cannot be retrained to the end, the epochs of retraining are cut.
-    """
-    config, records = driver.config, driver.records
-    if config.search.max_flops is not None:
-        return None
-    if config.search.time is None:
-        return _remembered_flops(driver)
-    remembered = records.fact("max_flops", {"time": None, "value": 0})
-    if remembered["time"] == config.search.time:
-        return int(remembered["value"])
-    rows = retraining.references(driver.candidates(None), config.seed)
-    job = Job.of(next(iter(rows.values()))[0], driver.proxy, config.seed)
-    [probe] = driver.measure({job: "speed probe"}, "probe")
-    if probe.status != "done":
-        return None
-    rung = driver.retrain_rung()
-    limit = retraining.affordable_flops(
-        share * config.search.time,
-        probe,
-        config.retrain.seeds,
-        sum(map(len, rows.values())) if config.retrain.references else 0,
-        rung.epochs * driver.retrain_images,
-        driver.executor.retrainings,
-    )
-    limit = max(limit, int(remembered["value"]), int(probe.signals["flops"]))  # less, and epochs are cut instead
-    records.set_fact("max_flops", {"time": config.search.time, "value": limit})
-    driver.say(f"Limit {limit / 1e6:,.3g} MFLOPs an image, for the time that retraining has")
-    return limit
-
-
-def _rung_within_budget(driver: Driver, trainings: Sequence[Measurement]) -> Rung:
-    """The retraining rung, its epochs cut to what is left of the budget."""
-    full, left = driver.retrain_rung(), driver.budget.left()
-    if left is None:
-        return full
-    fit = retraining.affordable_epochs(left, trainings, driver.retrain_images, driver.executor.retrainings)
-    return driver.retrain_rung(_decided_epochs(driver, "retrain_epochs", full, fit, winner(driver).key))
-
-
-def _decided_epochs(driver: Driver, fact: str, full: Rung, fit: int, key: str | None = None, least: int = 1) -> int:
-    """Epochs of full training, of which `fit` fit into the time that is left. Decided once for a budget and remembered.
+def _decided_epochs(driver: Driver, full: Rung, fit: int, least: int) -> int:
+    """Epochs of a calibrating training, of which `fit` fit into the time that is left. Decided once for a budget.
 
     What was trained for longer, within another budget, is not replaced by a shorter training: the epochs stay where
-    there is a training of so many (of the architecture `key`, if given).
+    there is a training of so many.
     """
-    decided = driver.records.fact(fact, {})
+    decided = driver.records.fact("full_epochs", {})
     before = int(decided["value"]) if decided.get("of") == full.key else 0
     if before and decided["time"] == driver.budget.seconds:
         return before
     epochs = max(least, min(fit, full.epochs))
-    rung = driver.retrain_rung if full.final else driver.full_rung
     made = before > epochs and any(
-        e.measurement.rung == rung(before).key and e.measurement.status == "done" and key in (None, e.measurement.key)
+        e.measurement.rung == driver.full_rung(before).key and e.measurement.status == "done"
         for e in driver.records.all()
     )
     if made:
         epochs = before
     elif before > epochs or epochs > fit or driver.budget.left() == 0:
-        said = "`nas retrain` trains to the end" if full.final else "a longer one brings more"
-        driver.say(f"Little is left of search.time: full training has {counted(epochs, 'epoch')}; {said}")
-    driver.records.set_fact(fact, {"time": driver.budget.seconds, "of": full.key, "value": epochs})
+        driver.say(
+            f"Little is left of search.time: full training has {counted(epochs, 'epoch')}; a longer one brings more"
+        )
+    driver.records.set_fact("full_epochs", {"time": driver.budget.seconds, "of": full.key, "value": epochs})
     return epochs
 
 

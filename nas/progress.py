@@ -47,14 +47,15 @@ class Budget:
     What the search spends is counted apart, so that its share of a raised budget is measured against its own time.
     """
 
-    def __init__(self, records: Records, seconds: float | None) -> None:
+    def __init__(self, records: Records, seconds: float | None, began: float | None = None) -> None:
+        """`began` is when this run began, as `time.monotonic` tells; None: now."""
         self.seconds = seconds
         self._records = records
         spent = records.fact("spent", {})
         self._search = float(spent.get("search", 0.0))
         self._rest = float(spent.get("rest", 0.0))
         self._in_search = False
-        self._since = time.monotonic()
+        self._since = time.monotonic() if began is None else began
 
     def enter(self, search: bool) -> None:
         """From now on the search spends (or the rest does)."""

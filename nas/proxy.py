@@ -29,6 +29,9 @@ from nas.records import Measurement, Status
 from nas.space import Architecture, SearchSpace, Shape
 from nas.task import TASKS
 
+SCORED_AT_ONCE = 128
+"""Images that are scored at once, at least."""
+
 DRAWN = 8
 """Random architectures that say what stand-ins cost."""
 
@@ -64,17 +67,31 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement to make: (architecture, rung, seed), the architecture as JSON."""
+    """One measurement to make: (architecture, rung, seed), the architecture as JSON.
+
+    At a rung of seconds, `steps` says how many steps these are for this architecture. `seconds` is the longest that
+    training may take: see `nas.training.fit`.
+    """
 
     architecture: str
     key: str
     rung: Rung
     seed: int
     trial: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
 
     @classmethod
-    def of(cls, architecture: Architecture, rung: Rung, seed: int, trial: int | None = None) -> Job:
-        return cls(architecture.to_json(), architecture.key, rung, seed, trial)
+    def of(
+        cls,
+        architecture: Architecture,
+        rung: Rung,
+        seed: int,
+        trial: int | None = None,
+        steps: int | None = None,
+        seconds: float | None = None,
+    ) -> Job:
+        return cls(architecture.to_json(), architecture.key, rung, seed, trial, steps, seconds)
 
     @property
     def unit(self) -> tuple[str, str, int]:
@@ -163,12 +180,16 @@ def tune_process(threads: int) -> Callable[[], None]:
 
 
 class Bench:
-    """A worker's place to measure: the space, and the data on the device."""
+    """A worker's place to measure: the space, and the data on the device.
 
-    def __init__(self, setting: Setting, device: torch.device) -> None:
+    Jobs of `whole` rungs compute with `cores` threads, which nothing else uses meanwhile.
+    """
+
+    def __init__(self, setting: Setting, device: torch.device, cores: int = 1) -> None:
         self.space = setting.space.load()
         self.setting = setting
         self.device = device
+        self._cores = cores
         self._resident: dict[str, training.Resident] = {}
 
     def measure(self, job: Job, shard: Shard = ALONE) -> Outcome:
@@ -177,7 +198,10 @@ class Bench:
         With a `shard`, together with the other processes of torch's group; the first one scores. What a lost process
         does to the others looks like any error, so that all but those of this project are raised then.
         """
+        threads = torch.get_num_threads()
         try:
+            if job.rung.whole:
+                torch.set_num_threads(max(threads, self._cores))
             return self._measure(job, shard)
         except NasError as error:
             return job.failed(str(error))
@@ -189,6 +213,8 @@ class Bench:
             if shard.world > 1:
                 raise
             return job.failed(f"{type(error).__name__}: {error}")
+        finally:
+            torch.set_num_threads(threads)
 
     def _measure(self, job: Job, shard: Shard) -> Outcome:
         data, rung = self.setting.data, job.rung
@@ -231,14 +257,23 @@ class Bench:
         )
         signals["tower_share"] = model.share
         task = TASKS[data.task]
-        train, scored = self._images(rung), self._scored(rung)
-        batch = rung.recipe.batch_size
+        train, recipe = self._images(rung), rung.recipe
+        if job.steps is not None:
+            epochs = math.ceil(job.steps / training.steps_of(recipe, len(train))[0])
+            recipe = recipe.model_copy(update={"steps": job.steps, "epochs": epochs})
+        if rung.timing:
+            start = time.perf_counter()
+            each = training.seconds_a_step(model, task, train, recipe, job.seed)
+            cost = {"step_seconds": each, "seconds": time.perf_counter() - start}
+            return Outcome(job, job.measurement("done", signals, cost, model.cells), None)
+        scored = self._scored(rung)
+        batch = max(SCORED_AT_ONCE, training.steps_of(recipe, len(train))[1])
 
         def read() -> Mapping[str, float]:
             return training.evaluate(model, task, scored, batch, towers=False)
 
         extra = self._extra_steps(rung, network, shape, signals["tower_share"], len(train), len(scored))
-        fit = training.fit(model, task, train, rung.recipe, job.seed, extra, read, shard)
+        fit = training.fit(model, task, train, recipe, job.seed, extra, read, shard, job.seconds)
         if shard.rank:
             return Outcome(job, job.measurement("done", signals, {}, model.cells), None)
         signals |= reading.training_speed(fit.step_losses, fit.steps_an_epoch)
@@ -246,7 +281,7 @@ class Bench:
         for step, norms in fit.gradient_norms.items():
             signals |= {f"gradient_norm_cell{cell}_step{step}": norm for cell, norm in enumerate(norms)}
         for epoch, scores in fit.readings.items():
-            at = "" if epoch == rung.epochs else f"_epoch{epoch}"
+            at = "" if epoch == recipe.epochs else f"_epoch{epoch}"
             signals |= {f"averaged_val_{name}{at}": value for name, value in scores.items()}
         split = "test" if rung.final else "val"
         start = time.perf_counter()
@@ -262,6 +297,7 @@ class Bench:
         read_images = len(fit.readings) * (len(scored) + min(RECOMPUTED, len(train)))
         cost = {
             "seconds": fit.seconds,
+            "steps": float(len(fit.step_losses)),
             "images": fit.images * bare.flops / own.flops,
             "scoring_seconds": seconds,
             "memory": float(_held(self.device)),

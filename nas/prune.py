@@ -81,10 +81,14 @@ def weights_left(
 
 def fine_tuning(full: Rung, config: PruneConfig, init: str) -> Rung:
     """The rung of fine-tuning beside that of full training: from these weights, calmer and without towers."""
+    highest = full.recipe.learning_rate
+    assert highest is not None, "a rung's recipe is resolved"
     recipe = full.recipe.model_copy(
         update={
             "epochs": config.epochs or full.epochs,
-            "learning_rate": config.learning_rate or CALMER * full.recipe.learning_rate,
+            "steps": None if config.epochs else full.recipe.steps,
+            "learning_rate": config.learning_rate or CALMER * highest,
+            "resizing": (),
         }
     )
     towers = full.towers.model_copy(update={"placement": "none"})

@@ -5,7 +5,6 @@ Only here, and in what follows, is the test split scored.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,9 +21,6 @@ RANDOM_REFERENCES = 3
 
 RANDOM_DRAWS = 300
 """Draws among which they are looked for."""
-
-TYPICAL_SHARE = 0.6
-"""What a network within a FLOPs limit costs, as a share of one at the limit."""
 
 SAFETY = 0.85
 """Share of the time that is planned: the rest is for scoring, uneven finishing and noise."""
@@ -55,18 +51,6 @@ def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture
     nearest = sorted(drawn.values(), key=lambda pair: pair[0])  # stable: those within the limits as they were drawn
     rows["random"] = [architecture for _, architecture in nearest[:RANDOM_REFERENCES]]
     return rows
-
-
-def affordable_flops(seconds: float, probe: Measurement, seeds: int, references: int, images: int, slots: int) -> int:
-    """FLOPs an image of the largest winner that can be trained from so many seeds, beside typical references, in time.
-
-    `probe` is a measurement at a proxy rung, from which the speed is taken; `images` is how many one training sees
-    (epochs times images), `slots` how many run at once. Two significant digits.
-    """
-    per_flop = probe.cost["seconds"] / (probe.cost["images"] * probe.signals["flops"])
-    rounds = max(math.ceil(seeds / slots), (seeds + TYPICAL_SHARE * references) / slots)  # one after the other
-    flops = SAFETY * seconds / (rounds * images * per_flop)
-    return max(1, int(float(f"{flops:.2g}")))
 
 
 def affordable_epochs(seconds: float, proxies: Sequence[Measurement], images: int, slots: int) -> int:
@@ -143,14 +127,22 @@ def jobs(
     seeds: int,
     rows: Mapping[str, Sequence[Architecture]],
     next_best: Sequence[Architecture] = (),
+    seconds: float | None = None,
 ) -> dict[Job, str]:
-    """The trainings: the winner and those `next_best` to it from `seeds` seeds, each reference from one."""
-    found = {Job.of(winner, rung, seed + i): f"winner, seed {seed + i}" for i in range(seeds)}
+    """The trainings: the winner and those `next_best` to it from `seeds` seeds, each reference from one.
+
+    Each takes at most `seconds`, where these are given.
+    """
+
+    def job(architecture: Architecture, seed: int) -> Job:
+        return Job.of(architecture, rung, seed, seconds=seconds)
+
+    found = {job(winner, seed + i): f"winner, seed {seed + i}" for i in range(seeds)}
     for rank, architecture in enumerate(next_best, 2):
-        found |= {Job.of(architecture, rung, seed + i): f"rank {rank}, seed {seed + i}" for i in range(seeds)}
+        found |= {job(architecture, seed + i): f"rank {rank}, seed {seed + i}" for i in range(seeds)}
     for name, architectures in rows.items():
         for architecture in architectures:
-            found.setdefault(Job.of(architecture, rung, seed), name)
+            found.setdefault(job(architecture, seed), name)
     return found
 
 

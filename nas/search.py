@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas import complexity
 from nas.candidates import Candidates
 from nas.errors import CandidateError, SearchError
 from nas.executor import Executor
@@ -50,7 +49,11 @@ PROPOSALS_WITHOUT_CANDIDATE = 1000
 
 
 class Search:
-    """One search over one study. `check` is called before anything is decided, and may raise."""
+    """One search over one study. `check` is called before anything is decided, and may raise.
+
+    `full` is the effort of full training, in that of `rungs`, where it comes after the search and not at the highest
+    of its rungs: then the ladder predicts full scores, and nothing is trained fully here.
+    """
 
     def __init__(
         self,
@@ -63,7 +66,9 @@ class Search:
         budget: Budget,
         listen: Listener,
         check: Callable[[], None] = lambda: None,
+        full: float | None = None,
     ) -> None:
+        self._full = full
         self._candidates = candidates
         self._rungs = tuple(rungs)
         self._rung = rungs[0]
@@ -100,6 +105,7 @@ class Search:
         self._unsuggested: str | None = None  # why the first proposal that gave no architecture did not
         self._total: int | None = None
         self._share = 1.0
+        self._scoring = 0.0  # seconds, the last seen
 
     def run(self, trials: int | None, share: float = 1.0) -> Progress:
         """Measure until there are `trials` candidates, or `share` of the budget is spent, or nothing new is left."""
@@ -108,8 +114,8 @@ class Search:
         self._budget.enter(search=True)
         known = {one.architecture: self._candidates.beyond(one.signals)[0] for one in self._known.values()}
         self._study.limited_by(self._candidates.limited_by, known)
-        for name in self._warm_start():
-            self._study.enqueue(self._candidates.space.named()[name])
+        for values in self._warm_start():
+            self._study.enqueue(values)
         for asked in self._study.running(self._candidates.space):
             if (sizes := self._sifted(asked)) is not None:
                 self._submit(asked, sizes)
@@ -135,20 +141,50 @@ class Search:
             raise SearchError(self._why_nothing())
         return self._progress()
 
-    def _warm_start(self) -> tuple[str, ...]:
-        chosen = self._candidates.limits.warm_start
-        return tuple(self._candidates.space.named()) if chosen is None else chosen
+    def _warm_start(self) -> list[Mapping[str, Any]]:
+        """Named points to begin with: those asked for, or all; where time is limited, the costliest within it first."""
+        named, chosen = self._candidates.space.named(), self._candidates.limits.warm_start
+        if chosen is not None or self._candidates.prices is None:
+            return [named[name] for name in (named if chosen is None else chosen)]
+        priced = []
+        for values in named.values():
+            sizes = self._candidates.sizes(self._candidates.space.point(values))
+            if all(over <= 0 for over in self._candidates.beyond(sizes)[0].values()):
+                priced.append((sizes["step_seconds"], values))
+        return [values for _, values in sorted(priced, key=lambda pair: -pair[0])]
+
+    @property
+    def chosen(self) -> tuple[str, float, float] | None:
+        """The measured candidate of the best expected full score: (key, mean, deviation), in the ladder's units.
+
+        None where full training is at the highest rung, whose scores choose.
+        """
+        done = [key for key, one in self._known.items() if key in self._trials and one.status == "done"]
+        if self._full is None or not done:
+            return None
+        means, deviations = self._ladder.outlook()
+        places = {key: place for place, key in enumerate(self._ladder.keys)}
+        best = max(done, key=lambda key: (means[places[key]], key))
+        return best, float(means[places[best]]), float(deviations[places[best]])
 
     def _is_over(self) -> bool:
         measured = self._counts["done"] + self._counts["failed"]
         if self._total is not None and measured + len(self._waiting) >= self._total:
             return True
         left = self._budget.left_to_search(self._share)
-        if left is not None and left <= 0:
+        begun = measured or self._waiting  # one candidate at least: without it nothing can be exported
+        if left is not None and left <= self._least and begun:
             return True
         size = self._candidates.space.size()
         seen = len(self._trials) + len(self._infeasible) + len(self._waiting)
         return self._fruitless >= PROPOSALS_WITHOUT_CANDIDATE or (size is not None and seen >= size)
+
+    @property
+    def _least(self) -> float:
+        """Seconds without which no candidate is begun: what one takes where that is known, but for the first."""
+        if self._rung.seconds is None or not (self._counts["done"] or self._waiting):
+            return 0.0
+        return self._rung.seconds + self._scoring
 
     @property
     def _proposals(self) -> int:
@@ -247,7 +283,15 @@ class Search:
             self._settle(asked.number, self._known[key])
             return
         self._waiting[key] = [asked.number]
-        self._executor.submit(Job.of(asked.architecture, self._rung, self._seed, asked.number))
+        steps = self._steps(asked.architecture, self._rung)
+        self._executor.submit(Job.of(asked.architecture, self._rung, self._seed, asked.number, steps))
+
+    def _steps(self, architecture: Any, rung: Rung) -> int | None:
+        """Steps of a rung of seconds, for this architecture."""
+        prices = self._candidates.prices
+        if rung.seconds is None or prices is None:
+            return None
+        return max(1, round(rung.seconds / prices.of_worker(self._candidates.work(architecture))))
 
     def _judged(self, asked: Asked) -> tuple[dict[str, float], dict[str, float], str | None]:
         try:
@@ -276,9 +320,9 @@ class Search:
 
         It has one rung where too few candidates are wanted for anybody to be promoted.
         """
-        efforts = [rung.effort for rung in self._rungs]
+        efforts = [rung.effort for rung in self._rungs] + ([] if self._full is None else [self._full])
         rungs, budget = len(efforts), ENDLESS
-        if self._total is not None:
+        if self._total is not None and self._full is None:
             rungs, _, budget = budget_for(self._total, efforts)
         self._costs = np.array(efforts[:rungs]) / efforts[rungs - 1]
         self._pace.lowest = float(self._costs[0])
@@ -298,23 +342,35 @@ class Search:
     def _hold(self, proposing: bool) -> None:
         """Where time ends the search: full trainings wait as long as there will be time for them."""
         left = self._budget.left_to_search(self._share)
-        if len(self._costs) == 1 or self._total is not None or left is None:
+        if self._full is not None:
+            self._ladder.hold(True)
+        elif len(self._costs) == 1 or self._total is not None or left is None:
             return
-        whole, share = left + self._budget.searched, POLICY.share(list(self._costs))
-        late = self._pace.late(left, whole, self._executor.slots, self._promoted, share)
-        self._ladder.hold(proposing and not late)
+        else:
+            whole, share = left + self._budget.searched, POLICY.share(list(self._costs))
+            late = self._pace.late(left, whole, self._executor.slots, self._promoted, share)
+            self._ladder.hold(proposing and not late)
 
     def _promote(self) -> bool:
         """Send whoever the ladder chooses to a higher rung, where there is time for it."""
-        chosen = self._ladder.next(self._pace.most(self._budget.left_to_search(self._share)))
+        chosen = self._ladder.next(self._most())
         if chosen is None:
             return False
         key, height = chosen
         architecture = self._candidates.space.architecture_type.from_json(self._known[key].architecture)
         self._promoting += 1
         self._promoted += height == len(self._costs) - 1
-        self._executor.submit(Job.of(architecture, self._rungs[height], self._seed, self._trials[key]))
+        rung = self._rungs[height]
+        steps = self._steps(architecture, rung)
+        self._executor.submit(Job.of(architecture, rung, self._seed, self._trials[key], steps))
         return True
+
+    def _most(self) -> float:
+        """What a training may cost, in full trainings, by the time that is left to the search."""
+        left = self._budget.left_to_search(self._share)
+        if self._full is None:
+            return self._pace.most(left)
+        return math.inf if left is None else max(0.0, left - self._scoring) / self._full
 
     def _judge(self, measurement: Measurement) -> None:
         """Tell the ladder what became of a candidate at a rung of it."""
@@ -354,8 +410,10 @@ class Search:
         if measurement.status == "failed":
             self._study.tell_failed(number, measurement.cause or "")
             return
-        limits, max_flops = self._candidates.limits, self._candidates.max_flops
-        self._study.constrain(number, complexity.violations(limits, measurement.signals, max_flops))
+        excess = self._candidates.beyond(measurement.signals)[0]
+        if self._candidates.max_step_seconds is not None:
+            excess.setdefault("step_seconds", 0.0)  # what was measured was within it
+        self._study.constrain(number, excess)
         if measurement.status == "infeasible":
             self._study.tell_infeasible(number, measurement.cause or "")
         else:
@@ -367,6 +425,7 @@ class Search:
         if candidate.status != "done":
             return
         objective = self._objectives[0]
+        self._scoring = candidate.cost.get("scoring_seconds", 0.0)
         value = candidate.signals[SIGNAL_OF[objective]]
         pick = max if objective in HIGHER_IS_BETTER else min
         self._pace.add(value if pick is max else -value, candidate.cost["seconds"])
@@ -390,6 +449,6 @@ class Search:
             return f"no candidate could be measured; the first failed with: {causes[0]}"
         over = len(self._infeasible) + self._counts["infeasible"]
         if over:
-            raised = "search.time" if self._candidates.max_flops is not None else "search.max_*"
+            raised = "search.time" if self._candidates.max_step_seconds is not None else "search.max_*"
             return f"none of {over} proposals was within the limits; raise {raised}"
         return self._unsuggested or "no candidate was measured in the time given"

@@ -14,10 +14,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
+from statistics import median
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nas import auxiliary
@@ -27,8 +30,13 @@ from nas.config import Recipe
 from nas.data import Images
 from nas.data.augment import augment, augment_both
 from nas.errors import CandidateError
+from nas.ladder import batch_size as batch_size_of
+from nas.ladder import learning_rate as learning_rate_of
 from nas.parallel import ALONE, Shard
 from nas.task import Task
+
+TIMED_STEPS = 5
+"""Steps by which the speed of a training is measured, at each image size."""
 
 CHECK_EVERY = 20
 """Steps between looks at whether the loss is finite (a look waits for a GPU)."""
@@ -72,7 +80,7 @@ class Fit:
 
     `readings` holds, for each epoch asked for, what `read` gave. `train_accuracy` is the main head's over the last
     epoch, as it trained. `gradient_norms` holds, for each step asked for, the norm of the gradient on each cell's
-    parameters, by depth.
+    parameters, by depth. `moments` are the times at which steps ended (a GPU may still have been computing).
     """
 
     step_losses: tuple[float, ...]
@@ -82,6 +90,7 @@ class Fit:
     readings: Mapping[int, Mapping[str, float]]
     seconds: float
     images: int
+    moments: tuple[float, ...]
 
 
 def stream(seed: int, purpose: str) -> int:
@@ -92,7 +101,8 @@ def stream(seed: int, purpose: str) -> int:
 def steps_of(recipe: Recipe, images: int) -> tuple[int, int]:
     """(steps an epoch, images a step) of a training on a split of so many images."""
     count = min(images, recipe.images or images)
-    return max(1, count // recipe.batch_size), min(count, recipe.batch_size)
+    batch = batch_size_of(recipe, images)
+    return max(1, count // batch), min(count, batch)
 
 
 def fit(
@@ -104,13 +114,16 @@ def fit(
     extra_steps: int = 0,
     read: Callable[[], Mapping[str, float]] | None = None,
     shard: Shard = ALONE,
+    seconds: float | None = None,
 ) -> Fit:
-    """Train network and towers together, in place. `recipe.epochs` must be set.
+    """Train network and towers together, in place. `recipe.epochs` must be set; `recipe.steps` replaces them.
 
-    The schedule anneals to zero within the epochs, and within as many `extra_steps` after them. With `recipe.ema` the
-    averaged weights are what is left in the model. `read` is called after the epochs in `recipe.readings` and finds
-    averaged weights in the model; training goes on as if it had not been. With a `shard`, the processes of torch's
-    group train together, and each has the same result in the end. Raises CandidateError when the loss is not finite.
+    The schedule anneals to zero within the steps, and within as many `extra_steps` after them. Where they would take
+    more than `seconds` (of one process: clocks of several differ), it follows the clock and ends in time. With
+    `recipe.ema` the averaged weights are what is left in the model. `read` is called after the epochs in
+    `recipe.readings` and finds averaged weights in the model; training goes on as if it had not been. With a `shard`,
+    the processes of torch's group train together, and each has the same result in the end. Raises CandidateError when
+    the loss is not finite.
     """
     assert recipe.epochs is not None
     start = time.perf_counter()
@@ -120,7 +133,9 @@ def fit(
     steps_an_epoch, batch_size = steps_of(recipe, len(images))
     if batch_size < shard.world:
         raise CandidateError(f"{shard.world} processes cannot share a batch of {batch_size} images")
-    steps = steps_an_epoch * recipe.epochs + extra_steps
+    steps = (recipe.steps or steps_an_epoch * recipe.epochs) + extra_steps
+    highest = learning_rate_of(recipe, batch_size)
+    side = min(images.pixels.shape[-2:]) if images.labels.dim() == 1 else None  # masks are not resized
     optimizer = make_optimizer(model, recipe)
     averaged = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)  # type: ignore[no-untyped-call]
@@ -133,21 +148,26 @@ def fit(
     criterion = partial(task.loss, label_smoothing=recipe.label_smoothing)
     reader = Averaged(model, steps_an_epoch) if recipe.readings and read is not None else None
     step_losses: list[Tensor] = []
+    moments: list[float] = []
     seen: deque[Tensor] = deque(maxlen=steps_an_epoch)
     gradient_norms: dict[int, tuple[float, ...]] = {}
     readings: dict[int, Mapping[str, float]] = {}
     dropout = stream(seed, f"dropout{shard.rank or ''}")  # the same masks on all shares would be no chance
     with _dropout_seeded(dropout, device), shard.over(model) as forward:
         model.train()
-        for step, batch in enumerate(_batches(chosen, recipe.batch_size, order, steps), 1):
+        for step, batch in enumerate(_batches(chosen, batch_size, order, steps), 1):
             progress = (step - 1) / steps
+            if seconds is not None:
+                progress = max(progress, (time.perf_counter() - start) / seconds)
+                if progress >= 1:
+                    break
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * learning_rate_share(recipe, progress)
+                group["lr"] = highest * learning_rate_share(recipe, progress)
             pixels, whole = images.batch(batch, recipe.augment or (), chance)
             labels = shard.part(whole)
             weighted = shard.weighted(criterion, task.count, whole)
             with _autocast(recipe, device):
-                outputs = forward(images.normalised(shard.part(pixels)))
+                outputs = forward(resized(images.normalised(shard.part(pixels)), side, recipe, progress))
                 losses = model.losses(outputs, labels, progress, weighted)
             optimizer.zero_grad(set_to_none=True)
             losses.backward(forward)
@@ -159,8 +179,9 @@ def fit(
             if averaged is not None:
                 averaged.update_parameters(model)
             step_losses.append(losses.main.detach().float())
+            moments.append(time.perf_counter())
             seen.append(task.statistics(auxiliary.logits_of(outputs[0]).detach(), labels))
-            if step % CHECK_EVERY == 0 or step == steps:
+            if step % CHECK_EVERY == 0:
                 latest = torch.stack(step_losses[-CHECK_EVERY:]).sum() + losses.total.detach()
                 _must_be_finite(shard.mean(latest), step)
             if reader is not None:
@@ -170,6 +191,7 @@ def fit(
                     some = (images.normalised(images.pixels[one]) for one in rows)
                     with reader.applied(some):
                         readings[epoch] = read()
+    _must_be_finite(shard.mean(torch.stack(step_losses).sum()), len(step_losses))
     if averaged is not None:
         counters = {name: one for name, one in model.state_dict().items() if not one.is_floating_point()}
         model.load_state_dict(averaged.module.state_dict() | counters)  # an averaged count would be no count
@@ -180,8 +202,25 @@ def fit(
         gradient_norms=gradient_norms,
         readings=readings,
         seconds=time.perf_counter() - start,
-        images=steps * batch_size,
+        images=len(step_losses) * batch_size,
+        moments=tuple(moments),
     )
+
+
+def seconds_a_step(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, seed: int) -> float:
+    """Seconds that a step of this training takes in the mean over its course, from a few steps at each image size.
+
+    The model is trained by them.
+    """
+    sizes = [*(recipe.resizing or ()), (1.0, 1.0)]
+    starts = [0.0, *(until for _, until in sizes[:-1])]
+    total = 0.0
+    for start, (share, until) in zip(starts, sizes, strict=True):
+        resizing = () if share == 1.0 else ((share, 0.999999),)
+        short = recipe.model_copy(update={"steps": TIMED_STEPS, "resizing": resizing, "readings": ()})
+        moments = fit(model, task, images, short, seed).moments
+        total += (until - start) * median(after - before for before, after in pairwise(moments))
+    return total
 
 
 def cell_gradient_norms(model: DeepSupervision) -> tuple[float, ...]:
@@ -234,8 +273,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": rest, "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+        return torch.optim.AdamW(groups, betas=(recipe.momentum, 0.999))  # `fit` sets the rate at each step
+    return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 
 def learning_rate_share(recipe: Recipe, progress: float) -> float:
@@ -248,6 +287,19 @@ def learning_rate_share(recipe: Recipe, progress: float) -> float:
     if progress < recipe.warmup:
         return 0.05 + 0.95 * progress / recipe.warmup
     return (1 - progress) / (1 - recipe.warmup)
+
+
+def resized(pixels: Tensor, side: int | None, recipe: Recipe, progress: float) -> Tensor:
+    """A batch ``(N, C, H, W)`` at the share of its size that `recipe.resizing` has for this share of the steps.
+
+    `side` is the shorter side at full size; None: never resized. Small images first is Howard's progressive resizing
+    (fast.ai's entry to DAWNBench, 2018); each pixel is the mean of the area that it covers.
+    """
+    share = next((share for share, until in recipe.resizing or () if progress < until), 1.0)
+    if share == 1.0 or side is None:
+        return pixels
+    size = [max(1, round(share * length)) for length in pixels.shape[-2:]]
+    return F.interpolate(pixels, size=size, mode="area").contiguous(memory_format=torch.channels_last)
 
 
 def _batches(chosen: Tensor, batch_size: int, order: torch.Generator, steps: int) -> Iterator[Tensor]:

@@ -395,7 +395,7 @@ def test_cifar10_as_folder_and_as_archive(tmp_path: Path, official: Callable[...
     assert (len(data.train), len(data.validation), len(data.test)) == (16, 4, 6)
     expected = pickle.loads(CIFAR["test_batch"])[b"data"]
     assert np.array_equal(data.test.pixels.reshape(6, 3072), expected)
-    assert data.augmentations == ("crop", "flip", "cutout")
+    assert data.augmentations == ("crop", "flip")
     assert data.test.pixels.flags.writeable
     assert not (tmp_path / "d" / "cifar-10-batches-py").exists()  # read, not unpacked
 

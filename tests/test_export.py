@@ -322,9 +322,36 @@ def test_one_seed_has_no_standard_deviation(made: Made, tmp_path: Path) -> None:
 
     facts = dataclasses.replace(FACTS, accuracies={0: 0.5})
     value = card.content(facts, CONFIG, "", made.exported.checks, {}, tmp_path)
-    assert value["accuracy"] == {"by seed": {"0": 0.5}, "mean": 0.5, "standard deviation": None}
+    assert value["accuracy"] == {
+        "by seed": {"0": 0.5}, "mean": 0.5, "standard deviation": None, "95 % interval": None
+    }  # fmt: skip
     assert "| 0 | 50.00% |" in card.markdown(value)
     assert "| mean |" not in card.markdown(value)
+
+
+def test_accuracies_have_the_interval_of_the_images_behind_them(made: Made, tmp_path: Path) -> None:
+    from nas.export import card
+
+    def markdown(**changes: Any) -> str:
+        facts = dataclasses.replace(FACTS, **changes)
+        content = card.content(facts, CONFIG, "", made.exported.checks, {}, tmp_path, heads=heads, test_images=10_000)
+        assert json.loads(json.dumps(content)) == content
+        return card.markdown(content)
+
+    heads = {"logits": 0.95}
+    text = markdown(accuracies={0: 0.9356, 1: 0.9356})
+    assert "| seed | test accuracy | 95 % interval | test images |" in text
+    assert "| 0 | 93.56% | [93.06, 94.02] | 10,000 |" in text
+    assert "| mean | 93.56% | [93.06, 94.02] | 10,000 |" in text
+    assert "| standard deviation | 0.00% |  |  |" in text
+    ensemble = markdown(accuracies={}, members={"a, seed 0": 0.9356})
+    assert "| a, seed 0 | 93.56% | [93.06, 94.02] | 10,000 |" in ensemble
+    assert "| the ensemble | 95.00% | [90.25, 97.50] | 150 |" in ensemble, "on the images that files were compared on"
+    heads = {"logits": 0.95, "exit": 0.9}
+    assert "| exit | 90.00% | [84.16, 93.85] | 150 |" in markdown()
+    assert "interval" not in markdown(task="dense"), "pixels of one image are not independent"
+    scores = card._scores({0: 0.9356, 1: 0.9356}, 10_000)
+    assert card.spread(scores) == "93.56 % ± 0.00 (2) [93.06, 94.02]"
 
 
 def test_snippets_of_the_card_run(made: Made) -> None:

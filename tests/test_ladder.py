@@ -7,10 +7,20 @@ from typing import Any
 import pytest
 
 from nas.config import Config, Recipe, TowersConfig, make
-from nas.ladder import Rung, proxy_rung, retrain_rung, rungs
+from nas.ladder import (
+    LEAST_STEPS,
+    Rung,
+    batch_size,
+    learning_rate,
+    proxy_rung,
+    retrain_rung,
+    rungs,
+    timed_rungs,
+)
 
 OTHER_RECIPES: dict[str, Any] = {
     "epochs": 2,
+    "steps": 5,
     "images": 100,
     "batch_size": 64,
     "optimizer": "adamw",
@@ -22,6 +32,7 @@ OTHER_RECIPES: dict[str, Any] = {
     "label_smoothing": 0.1,
     "ema": 0.9,
     "clip": 1.0,
+    "resizing": ((0.5, 0.5),),
     "gradient_norms": (1,),
     "readings": (1,),
     "augment": ("flip",),
@@ -47,6 +58,8 @@ def test_every_key_of_recipe_and_towers_makes_another_rung() -> None:
     rungs += [Rung("proxy", recipe.model_copy(update={key: value}), towers) for key, value in OTHER_RECIPES.items()]
     rungs += [Rung("proxy", recipe, towers.model_copy(update={key: value})) for key, value in OTHER_TOWERS.items()]
     rungs += [Rung("proxy", recipe, towers, truth=True), Rung("proxy", recipe, towers, free=True)]
+    rungs += [Rung("proxy", recipe, towers, seconds=1.0), Rung("proxy", recipe, towers, seconds=2.0)]
+    rungs += [Rung("proxy", recipe, towers, whole=True), Rung("proxy", recipe, towers, timing=True)]
     rungs += [Rung("proxy", recipe, towers, shrink=2), Rung("proxy", recipe, towers, width=0.5)]
     rungs += [Rung("proxy", recipe, towers, as_costly_as=other) for other in (towers, TowersConfig(kind="linear"))]
     assert len({rung.key for rung in rungs}) == len(rungs)
@@ -123,3 +136,32 @@ def test_rungs_are_apart_and_end_at_full_training(
     images: int, settings: dict[str, dict[str, int]], epochs: list[int]
 ) -> None:
     assert [rung.epochs for rung in rungs(Config.model_validate(settings), images)] == epochs
+
+
+@pytest.mark.parametrize(
+    ("images", "batch"), [(50, 16), (300, 16), (768, 32), (1_200, 32), (2_000, 64), (5_000, 128), (60_000, 128)]
+)
+def test_the_batch_suits_the_number_of_images(images: int, batch: int) -> None:
+    assert batch_size(Recipe(), images) == batch
+    assert batch_size(Recipe(images=768), 60_000) == 32
+    assert batch_size(Recipe(batch_size=7), images) == 7
+
+
+def test_smaller_batches_have_smaller_learning_rates() -> None:
+    assert learning_rate(Recipe(), 128) == 0.1
+    assert learning_rate(Recipe(), 32) == pytest.approx(0.05)
+    assert learning_rate(Recipe(optimizer="adamw"), 128) == 0.002
+    assert learning_rate(Recipe(learning_rate=0.3), 32) == 0.3
+
+
+@pytest.mark.parametrize("images", [40, 300, 1_200, 8_000, 60_000])
+def test_small_sets_are_trained_for_enough_steps(images: int) -> None:
+    full = retrain_rung(Config(), images)
+    assert full.epochs * max(1, images // batch_size(full.recipe, images)) >= LEAST_STEPS
+    assert retrain_rung(make({"retrain.epochs": 2}), images).epochs == 2
+
+
+def test_timed_rungs_train_for_seconds_on_all_images() -> None:
+    lowest, highest = timed_rungs(Config(), 60_000, [10.0, 30.0])
+    assert [(one.name, one.seconds, one.effort) for one in (lowest, highest)] == [("proxy", 10, 10), ("x3", 30, 30)]
+    assert lowest.recipe.images is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Mapping
 from dataclasses import fields
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from nas.cli import drawing
 from nas.errors import InputError
-from nas.leaderboard import Record, board, front, in_order, sort
-from nas.records import Entry, Measurement
+from nas.leaderboard import ImageCounts, Predictions, Record, board, front, in_order, sort
+from nas.records import Entry, Measurement, Records, open_database
+from nas.verdict import accuracy_interval, tie_margin
 
 PROXY, RETRAIN = "proxy-0000", "retrain-0000"
 OTHER_PROXY, OTHER_RETRAIN = "proxy-1111", "retrain-1111"
@@ -176,6 +180,116 @@ def test_the_best_is_a_measured_candidate_and_never_a_reference() -> None:
     assert best(entries[:2], [PROXY], "loss") is None
 
 
+# ------------------------------------------------------------------------------------------- intervals and ties
+
+
+def with_noise(
+    entries: list[Entry],
+    validation: int | None = None,
+    test: int | None = None,
+    objective: str = "loss",
+    predictions: Predictions | None = None,
+    references: Mapping[str, list[str]] | None = None,
+) -> list[Record]:
+    images = ImageCounts(validation, test)
+    return board(entries, [PROXY, OTHER_PROXY], RETRAIN, objective, references or {}, (), predictions, images)
+
+
+def tied(rows: list[Record]) -> set[str]:
+    return {row.name for row in rows if row.tied}
+
+
+def test_a_test_accuracy_has_the_interval_of_its_images_alone() -> None:
+    entries = [proxy(0, "a", 0.2), proxy(1, "b", 0.3), retrained("a", 0.93), retrained("a", 0.95, seed=1)]
+    first, second = with_noise(entries, test=1000)
+    assert (first.test_low, first.test_high) == accuracy_interval(0.94, 1000), "seeds add no images"
+    assert (first.test_images, second.test_images, second.test_low) == (1000, None, None)
+    assert drawing.test_accuracy(first) == "94.00 % ± 1.41 (2) [92.35, 95.31]"
+    (first, _) = with_noise(entries)
+    assert (first.test_low, first.test_high, first.test_images) == (None, None, None)
+    assert drawing.test_accuracy(first) == "94.00 % ± 1.41 (2)"
+
+
+def test_an_accuracy_of_pixels_has_no_interval() -> None:
+    dense = Measurement("{}", "a", RETRAIN, 0, "done", {"test_accuracy": 0.9, "test_miou": 0.5})
+    (row,) = with_noise([proxy(0, "a", 0.2, val_miou=0.5), Entry(dense, None)], 100, 100)
+    assert (row.test_accuracy, row.test_low, row.test_images) == (0.9, None, None)
+
+
+def test_candidates_within_the_noise_of_the_validation_images_are_tied() -> None:
+    entries = [proxy(0, "a", 0.10), proxy(1, "b", 0.11), proxy(2, "c", 0.5), proxy(None, "g", 0.10)]
+    references = {"googlenet-small": ["g"]}
+    for objective in ("loss", "accuracy"):
+        assert tied(with_noise(entries, 1000, objective=objective, references=references)) == {"trial 1"}
+        assert tied(with_noise(entries, 1_000_000, objective=objective)) == set()
+        assert tied(with_noise(entries, objective=objective)) == set(), "no noise is known"
+    assert tied(with_noise(entries, 1000, objective="flops")) == set()
+    assert with_noise([], 1000) == []
+    better = [proxy(0, "a", 0.1, val_accuracy=0.5), proxy(1, "b", 0.2, val_accuracy=0.9)]
+    assert tied(with_noise(better, 1000)) == {"trial 1"}, "it is not worse in accuracy"
+
+
+def test_repeated_seeds_say_what_noise_is() -> None:
+    entries = [proxy(0, "a", 0.10), proxy(1, "b", 0.11), proxy(2, "c", 0.20)]
+    for seed in range(1, 7):
+        again = Measurement("{}", "a", PROXY, seed, "done", {"val_loss": 0.1, "val_accuracy": 0.9 - 0.01 * (seed % 2)})
+        entries.append(Entry(again, 0))
+    assert tied(with_noise(entries)) == {"trial 1"}
+    assert 0.01 < tie_margin(3, 0.0053) < 0.02
+    assert tied(with_noise(entries, 10)) == {"trial 1"}, "repeats come before the number of images"
+
+
+def test_scores_of_other_rungs_are_not_tied_with_the_best() -> None:
+    entries = [proxy(0, "a", 0.10, rung=OTHER_PROXY), proxy(0, "a", 0.2), proxy(1, "b", 0.10), retrained("a", 0.9)]
+    rows = with_noise(entries, 100)
+    assert ranks(rows) == [(1, "trial 0"), (2, "trial 1")]
+    assert tied(rows) == set()
+
+
+def test_predicted_scores_are_tied_by_their_intervals() -> None:
+    entries = [proxy(0, "a", 0.1), proxy(1, "b", 0.1), proxy(2, "c", 0.1)]
+    predictions = {"a": (0.9, 0.89, 0.91), "b": (0.89, 0.88, 0.90), "c": (0.8, 0.79, 0.81)}
+    assert tied(with_noise(entries, 10, predictions=predictions)) == {"trial 1"}
+    exact = {key: (mean, mean, mean) for key, (mean, _, _) in predictions.items()}
+    assert tied(with_noise(entries, 10, predictions=exact)) == set()
+
+
+def test_the_numbers_of_images_are_read_from_the_records(tmp_path: Any) -> None:
+    records = Records(open_database(f"sqlite:///{tmp_path}/records.db"), "demo")
+    assert ImageCounts.of(records) == ImageCounts(None, None)
+    records.set_fact("test_images", 359)
+    records.set_fact("validation_images", 288)
+    assert ImageCounts.of(records) == ImageCounts(288, 359)
+
+
+def test_the_table_shows_intervals_and_ties_and_fits_into_100_columns() -> None:
+    entries = [proxy(250 + n, f"{n}", 0.1 + n / 100, params=1e5 + n, flops=3.33e6 - n) for n in range(5)]
+    entries += [proxy(None, key, 0.3, params=1.23e5, flops=3.33e6) for key in "rstg"]
+    entries += [retrained(key, 0.9 + seed / 100, seed) for key in "0rst" for seed in range(3)]
+    references = {"random": ["r", "s", "t"], "googlenet-small": ["g"]}
+    rows = with_noise(entries, 1000, 359, references=references)
+    text = printed(rows, 100)
+    assert all(len(line.rstrip()) <= 100 for line in text.splitlines())
+    assert "91.00 % ± 1.00 (3)" in text
+    assert "[87.59, 93.54]" in text
+    assert "trial 251 * ~" in text
+    assert "random (mean of 3)  " in text, "no line is broken"
+    assert text.count("~ cannot be told from rank 1: the scores differ by no more than noise") == 1
+    assert "cannot be told" not in printed(with_noise(entries), 100)
+    assert "status" not in text
+    assert "status" in printed(with_noise([*entries, stopped(9, "x", "failed", "nan")]), 100)
+    markdown = drawing.as_markdown(rows)
+    assert "91.00 % ± 1.00 (3) [87.59, 93.54]" in markdown
+    assert len(markdown.splitlines()) == 2 + len(rows)
+
+
+def printed(rows: list[Record], width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(drawing.board(rows, "demo", width))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 # ------------------------------------------------------------------------------------------------- Pareto
 
 points = st.lists(st.tuples(*[st.integers(0, 4)] * 3), max_size=12)
@@ -238,6 +352,9 @@ EXAMPLES: dict[str, list[Any]] = {
     "latency": [0.5, 1.5],
     "test_accuracy": [0.9, 0.5, 0.1],
     "test_std": [0.0, 0.5],
+    "test_low": [0.9, 0.5],
+    "test_high": [0.9, 0.5],
+    "test_images": [10_000, 359],
     "test_miou": [0.9, 0.5, 0.1],
     "test_seeds": [3, 1, 0],
     "predicted": [0.9, 0.5],
@@ -246,14 +363,18 @@ EXAMPLES: dict[str, list[Any]] = {
     "seconds": [1.0, 2.0],
     "towers": [(), (1,), (1, 2), (2,)],
     "pareto": [True, False],
+    "tied": [True, False],
     "cause": ["loss is nan", "params"],
 }
 """Values of each column, best first."""
 
+FLAGS = ("towers", "pareto", "tied", "test_seeds")
+"""Columns in which every row has a value."""
+
 
 @pytest.mark.parametrize("column", [column.name for column in fields(Record)])
 def test_rows_sort_by_each_column_best_first_and_those_without_a_value_last(column: str) -> None:
-    expected = [*EXAMPLES[column], None] if column not in ("towers", "pareto", "test_seeds") else EXAMPLES[column]
+    expected = [*EXAMPLES[column], None] if column not in FLAGS else EXAMPLES[column]
     plain: dict[str, Any] = {"rank": 1, "name": "n", "kind": "candidate", "key": "k", "status": "done", "rung": "proxy"}
     rows = [Record(**{**plain, column: value}) for value in expected]
     for seed in range(5):

@@ -341,7 +341,10 @@ def test_the_optimizer_has_every_parameter_once_towers_included(optimizer: str, 
     given = [id(p) for group in made.param_groups for p in group["params"]]
     assert sorted(given) == sorted(id(p) for p in model.parameters())
     for group in made.param_groups:
-        assert group["betas"][0] == 0.85 if optimizer == "adamw" else (group["momentum"], group["nesterov"])[1]
+        if optimizer == "adamw":
+            assert group["betas"][0] == 0.85
+        else:
+            assert (group["momentum"], group["nesterov"]) == (0.85, True)
 
 
 def test_momentum_may_be_zero(data: Data) -> None:
@@ -506,3 +509,90 @@ def test_without_towers_the_main_head_is_scored_alike(validation: Resident) -> N
     model = supervised(towers=TOWERS)
     whole, bare = evaluate(model, TASK, validation), evaluate(model, TASK, validation, towers=False)
     assert bare == {name: whole[name] for name in ("loss", "accuracy")}
+
+
+def test_steps_replace_epochs(data: Data, steps: Steps) -> None:
+    found = fit(supervised(), TASK, first(data, 128), recipe(epochs=50, batch_size=32, steps=7), 0)
+    assert len(found.step_losses) == len(steps.rates) == 7
+    assert steps.rates[-1] < steps.rates[2]
+
+
+class Sizes(Small):
+    """Notes the height and width of every batch that it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.sizes.append((x.shape[2], x.shape[3]))
+        return super().forward(x)
+
+
+def test_small_images_come_first_and_full_size_last(data: Data, validation: Resident) -> None:
+    model = supervised(Sizes)
+    wanted = recipe(steps=10, resizing=((0.5, 0.4), (0.75, 0.7)))
+    fit(model, TASK, first(data, 128), wanted, 0)
+    assert model.network.sizes == [(4, 4)] * 4 + [(6, 6)] * 3 + [(8, 8)] * 3
+    evaluate(model, TASK, validation)  # at full size
+
+
+def test_a_resized_image_holds_the_means_of_its_areas() -> None:
+    pixels = torch.arange(32.0).view(2, 1, 4, 4)
+    small = training.resized(pixels, 4, recipe(resizing=((0.5, 0.9),)), 0.0)
+    assert torch.equal(small, pixels.view(2, 1, 2, 2, 2, 2).mean((3, 5)))
+    assert training.resized(pixels, 4, recipe(resizing=((0.5, 0.9),)), 0.9) is pixels
+    assert training.resized(pixels, None, recipe(resizing=((0.5, 0.9),)), 0.0) is pixels
+
+
+def test_masks_are_trained_on_at_full_size() -> None:
+    pixels = np.zeros((8, 1, 8, 8), np.uint8)
+    images = Resident(Images(pixels, np.zeros((8, 8, 8), np.uint8)), (0.0,), (1.0,), CPU)
+    seen: list[torch.Size] = []
+
+    class Nothing(Classification):
+        def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+            return logits.sum() * 0
+
+        def statistics(self, logits: Tensor, labels: Tensor) -> Tensor:
+            seen.append(labels.shape)
+            return torch.tensor([1, 1])
+
+    model = supervised(Sizes)
+    fit(model, Nothing(), images, recipe(steps=3, batch_size=4, resizing=((0.5, 0.9),)), 0)
+    assert set(model.network.sizes) == {(8, 8)}
+    assert set(seen) == {(4, 8, 8)}
+
+
+def test_a_slow_machine_ends_its_schedule_in_time(data: Data, steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()  # a second each time it is read
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
+    found = fit(supervised(), TASK, first(data, 128), recipe(steps=1000, batch_size=16), 0, seconds=50.0)
+    assert 10 < len(found.step_losses) < 50
+    assert found.images == 16 * len(found.step_losses)
+    assert steps.rates[-1] < 0.15 * max(steps.rates)  # annealed all the same
+
+
+def test_a_machine_that_is_fast_enough_follows_the_steps_alone(data: Data) -> None:
+    one, other = (
+        fit(supervised(), TASK, first(data, 128), recipe(steps=6), 0, seconds=seconds) for seconds in (None, 3600.0)
+    )
+    assert one.step_losses == other.step_losses
+
+
+def test_the_speed_of_a_training_is_the_mean_over_its_image_sizes(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Slow(Small):
+        """Takes as many seconds as there are pixels."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            nonlocal now
+            now += x.shape[2] * x.shape[3]
+            return super().forward(x)
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now)
+    wanted = recipe(resizing=((0.5, 0.6), (0.75, 0.8)))
+    found = training.seconds_a_step(supervised(Slow), TASK, first(data, 128), wanted, 0)
+    assert found == pytest.approx(0.6 * 16 + 0.2 * 36 + 0.2 * 64)

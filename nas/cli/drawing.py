@@ -31,6 +31,9 @@ NARROW = 110
 
 COLUMNS = ("rank", "name", "rung", "loss", "accuracy", "test", "params", "flops", "status", "seconds", "towers", "key")
 
+TIED = "~ cannot be told from rank 1: the scores differ by no more than noise"
+"""What the mark at a name says."""
+
 DENSE_COLUMNS = (*COLUMNS[:5], "miou", "test", "test miou", *COLUMNS[6:])
 """The columns where predictions are of pixels."""
 
@@ -124,13 +127,24 @@ def board(rows: Sequence[Record], title: str, width: int) -> Table:
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in rows:
         style = "dim" if row.kind == "reference" else ""
-        table.add_row(*(Text(cell) for cell in cells(row, shown)), style=style)
+        words = dict(zip(shown, cells(row, shown), strict=True))
+        words["test"] = _on_two_lines(words["test"])
+        table.add_row(*map(Text, words.values()), style=style)
+    if any(row.tied for row in rows):
+        table.caption, table.caption_justify = TIED, "left"
     return table
+
+
+def _on_two_lines(accuracy: str) -> str:
+    """The interval below: beside it, a table would be too wide for a terminal."""
+    return accuracy.replace(" [", "\n[")
 
 
 def columns_of(rows: Sequence[Record]) -> tuple[str, ...]:
     """The columns that these rows have something in."""
-    columns = COLUMNS if all(row.miou is None for row in rows) else DENSE_COLUMNS
+    columns: tuple[str, ...] = COLUMNS if all(row.miou is None for row in rows) else DENSE_COLUMNS
+    if all(row.status == "done" for row in rows):
+        columns = tuple(column for column in columns if column != "status")
     if all(row.predicted is None for row in rows):
         return columns
     after, column = columns.index(PREDICTED[0]) + 1, PREDICTED[1]
@@ -141,7 +155,7 @@ def cells(row: Record, columns: Sequence[str] = COLUMNS) -> list[str]:
     """A row in words. The status says why a candidate has no score."""
     words = {
         "rank": str(row.rank or ""),
-        "name": f"{row.name} *" if row.pareto else row.name,
+        "name": f"{row.name}{' *' if row.pareto else ''}{' ~' if row.tied else ''}",
         "rung": row.rung,
         "loss": f"{row.loss:.4f}" if row.loss is not None else "",
         "accuracy": _percent(row.accuracy),
@@ -164,14 +178,17 @@ def _percent(share: float | None) -> str:
 
 
 def test_accuracy(row: Record) -> str:
-    """Mean, standard deviation and number of trainings: ``98.70 % ± 0.16 (3)``."""
+    """Mean, standard deviation and number of trainings, 95 % interval: ``98.70 % ± 0.16 (3) [98.45, 98.91]``."""
     if row.test_accuracy is None:
         return ""
-    return _over_seeds(row.test_accuracy, row.test_std, row.test_seeds)
+    interval = None if row.test_low is None or row.test_high is None else (row.test_low, row.test_high)
+    return _over_seeds(row.test_accuracy, row.test_std, row.test_seeds, interval)
 
 
-def _over_seeds(mean: float, deviation: float | None, seeds: int) -> str:
-    return f"{_percent(mean)}{'' if deviation is None else f' ± {100 * deviation:.2f}'} ({seeds})"
+def _over_seeds(mean: float, deviation: float | None, seeds: int, interval: Sequence[float] | None) -> str:
+    apart = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    ends = "" if interval is None else f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
+    return f"{_percent(mean)}{apart} ({seeds}){ends}"
 
 
 def predicted(row: Record) -> str:
@@ -229,10 +246,11 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column == "key" else "right")
     for row in rows:
         scores = row["accuracy"]
-        accuracy = _over_seeds(scores["mean"], scores["standard deviation"], len(scores["by seed"]))
+        seeds, interval = len(scores["by seed"]), scores.get("95 % interval")
+        accuracy = _over_seeds(scores["mean"], scores["standard deviation"], seeds, interval)
         cost = [short(row["flops"] / 2), f"{row['share of flops']:.0%}", short(row["params"])]
         times = [f"{milliseconds:.3f} ms" for milliseconds in row["latency ms"].values()]
-        table.add_row(row["name"], accuracy, *cost, *times, row["key"])
+        table.add_row(row["name"], Text(_on_two_lines(accuracy)), *cost, *times, row["key"])
     return table
 
 

@@ -19,7 +19,7 @@ class SpaceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="constants")
 
-    name: str = Field("inception", description="A space by name (`nas space list`), or path/to/file.py:Name.")
+    name: str = Field("inception_resnet", description="A space by name (`nas space list`), or path/to/file.py:Name.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -47,9 +47,14 @@ class Recipe(Section):
 
     epochs: Positive | None = Field(None, description="Passes over the images; unset: chosen by their number.")
     images: Positive | None = Field(None, description="Train on at most this many images; unset: all.")
-    batch_size: Positive = Field(128, description="Images a step.")
+    steps: Positive | None = Field(None, description="Optimisation steps; where set, they replace `epochs`.")
+    batch_size: Positive | None = Field(
+        None, description="Images a step; unset: a power of two near a thirtieth of the images, from 16 to 128."
+    )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov momentum) or adamw.")
-    learning_rate: float = Field(0.1, gt=0, description="Highest learning rate.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Highest learning rate; unset: 0.1 for batches of 128, by the square root for others."
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd, first beta of adamw.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay; none on biases and normalisation.")
     schedule: Literal["one-cycle", "cosine"] = Field(
@@ -65,6 +70,11 @@ class Recipe(Section):
         (), description="Steps (from 1) after whose backward the norm of each cell's gradient is recorded."
     )
     clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0: no clipping.")
+    resizing: tuple[tuple[Fraction, Fraction], ...] | None = Field(
+        None,
+        description="Pairs [share of the side, share of the steps]: until that share of the steps, images are trained "
+        "on at that share of their side. Unset: chosen by size and time; []: all steps at full size.",
+    )
     augment: tuple[Literal["crop", "flip", "cutout"], ...] | None = Field(
         None, description="Any of crop, flip, cutout; unset: what suits the data set."
     )
@@ -92,10 +102,14 @@ class RetrainConfig(Recipe):
     """The full training of the winner, on training and validation images together."""
 
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of the label given to all classes.")
-    seeds: Positive = Field(3, description="How many trainings of the winner, each from its own seed.")
+    seeds: Positive | None = Field(
+        None, description="Trainings of the winner, each from its own seed; unset: 1 with a time budget, else 3."
+    )
     towers: bool = Field(True, description="Train with the towers of [towers].")
-    references: bool = Field(
-        True, description="Train the space's reference and three random networks alike, one seed each."
+    references: bool | None = Field(
+        None,
+        description="Train the space's named points and three random networks alike, one seed each; unset: not with a "
+        "time budget.",
     )
 
 
@@ -142,7 +156,9 @@ class SearchConfig(Section):
     warm_start: tuple[str, ...] | None = Field(
         None, description="Named points of the space to begin with; unset: all that it names."
     )
-    share: Fraction = Field(0.4, description="Share of the time budget of `nas run` that the search takes.")
+    share: Fraction | None = Field(
+        None, description="Share of the time budget of `nas run` that the search takes; unset: more of a longer one."
+    )
     calibrate: int = Field(
         0,
         ge=0,

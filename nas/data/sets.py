@@ -78,7 +78,7 @@ SETS: Mapping[str, Known] = MappingProxyType(
         ),
         "cifar10": Known(
             description="60,000 colour 32x32 photographs, 10 classes; 163 MB",
-            augmentations=("crop", "flip", "cutout"),
+            augmentations=("crop", "flip"),
             reader="cifar",
             urls=_TORONTO,
             md5={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
@@ -86,7 +86,7 @@ SETS: Mapping[str, Known] = MappingProxyType(
         ),
         "cifar100": Known(
             description="60,000 colour 32x32 photographs, 100 classes; 162 MB",
-            augmentations=("crop", "flip", "cutout"),
+            augmentations=("crop", "flip"),
             reader="cifar",
             urls=_TORONTO,
             md5={"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 
 import torch
@@ -31,7 +32,7 @@ class InProcess(Executor):
         return len(self._queue)
 
     def use(self, setting: Setting) -> None:
-        self._bench = Bench(setting, self._device)
+        self._bench = Bench(setting, self._device, usable_cores())
 
     def submit(self, job: Job) -> None:
         self._queue.append(job)
@@ -47,3 +48,10 @@ class InProcess(Executor):
     def close(self) -> None:
         self._queue.clear()
         self._put_back()  # the process is not this executor's alone
+
+
+def usable_cores() -> int:
+    """CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

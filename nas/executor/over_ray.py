@@ -83,7 +83,7 @@ class OverRay(Executor):
             actor.use.remote([self._setting])
 
     def submit(self, job: Job) -> None:
-        self._queue.append(Try(job))
+        self._queue.append(Try(job, alone=job.rung.whole))
         self._dispatch()
 
     def wait(self, timeout: float | None = None) -> list[Outcome]:
@@ -134,7 +134,9 @@ class OverRay(Executor):
         room = sum(cluster.room(machine, config.threads, share) for machine in machines)
         if config.workers is not None and config.workers > room:
             raise ConfigError(f"executor.workers asks for {config.workers} workers, but Ray has room for {room}")
-        return config.workers or room, share
+        slots = config.workers or room
+        self._cores = min(cpus, slots * config.threads)
+        return slots, share
 
     def _plan_together(self) -> int:
         """Number of processes that retrain one network together: as many as the slots have GPUs, unless told."""
@@ -164,7 +166,7 @@ class OverRay(Executor):
             actor = remote.remote(self.processes, self.on_gpu, threads)
         else:
             remote = self._ray.remote(Slot).options(num_cpus=threads, num_gpus=self._gpus)
-            actor = remote.remote(self._gpus, threads)
+            actor = remote.remote(self._gpus, threads, self._cores)
         if self._setting is not None:
             actor.use.remote([self._setting])  # an actor's calls run in order: before any job
         self._actors.append(actor)

@@ -15,7 +15,7 @@ from nas.proxy import Bench, Job, Outcome, tune_process
 class Slot:
     """A device, for as long as the executor has this formation, and the bench of the setting in use."""
 
-    def __init__(self, gpus: float, threads: int) -> None:
+    def __init__(self, gpus: float, threads: int, cores: int) -> None:
         import ray
 
         ids = ray.get_gpu_ids()
@@ -24,6 +24,7 @@ class Slot:
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         self._share = gpus if on_gpu and 0 < gpus < 1 else None
         tune_process(threads)
+        self._cores = cores
         self._gpu_ids = [int(one) for one in ids]
         self._bench: Bench | None = None
         self._fault = "no setting was given"
@@ -34,7 +35,7 @@ class Slot:
 
         self._bench = None
         try:
-            self._bench = Bench(ray.get(setting[0]), self._device)
+            self._bench = Bench(ray.get(setting[0]), self._device, self._cores)
         except Exception as error:  # told with the first job: a call that nobody waits for has nobody to tell
             self._fault = f"{type(error).__name__}: {error}"
 

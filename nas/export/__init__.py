@@ -76,6 +76,7 @@ def export(
     be written in a format, DataError when the images do not fit, InputError when `folder` holds other things.
     """
     _check_images(test_pixels, facts)
+    test_images = len(test_pixels)
     test_pixels = verification.sample(test_pixels, facts)
     with _appearing(folder.resolve()) as partial:
         trained = still(network)
@@ -101,7 +102,7 @@ def export(
             latency[MANY] = verification.latency(trained, partial, many, facts)
         heads = {} if labels is None else verification.accuracies(expected, labels, ("logits", *exits))
         memory = complexity.activation_bytes(trained, facts.input_shape)
-        content = card.content(facts, config, batch_norm, checks, latency, partial, exits, heads, memory)
+        content = card.content(facts, config, batch_norm, checks, latency, partial, exits, heads, memory, test_images)
         (partial / card.JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (partial / card.TEXT).write_text(card.markdown(content), encoding="utf-8")
     return Exported(folder, tuple(checks), content)

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nas import verdict
 from nas.config import ExportConfig
 from nas.data.images import TaskName
 from nas.export import files
@@ -57,13 +58,18 @@ def content(
     exits: Sequence[str] = (),
     heads: Mapping[str, float] | None = None,
     activation_bytes: int | None = None,
+    test_images: int | None = None,
 ) -> dict[str, Any]:
     """All that the card says, as plain values; sizes are of the files that `folder` holds by now.
 
     `latency` is in milliseconds, by the number of images at once and by what computes them. `heads` is the test
-    accuracy, 0 to 1, of what is exported: of ``logits`` and of each of the `exits`.
+    accuracy, 0 to 1, of what is exported: of ``logits`` and of each of the `exits`, on the images of the `checks`.
+    `test_images` are behind the other test accuracies, which have intervals where it is given.
     """
     shape = str((1, *facts.input_shape))
+    dense = facts.task == "dense"  # pixels of one image are not independent: no interval
+    behind = None if dense else test_images
+    verified = None if dense else max((check.images for check in checks), default=None)
     load_pt2 = LOAD_PT2.replace("model(pixels)", 'model(pixels)["logits"]') if exits else LOAD_PT2
     snippets = {files.PT2: load_pt2, files.ONNX: LOAD_ONNX}
     return {
@@ -72,12 +78,14 @@ def content(
         "flops": facts.flops,
         "peak activation bytes": activation_bytes,
         "latency ms": {str(images): dict(times) for images, times in latency.items()},
-        "accuracy": _scores(facts.accuracies),
+        "test images": behind,
+        "accuracy": _scores(facts.accuracies, behind),
         **({"miou": _scores(facts.mious)} if facts.mious else {}),
         "members": dict(facts.members),
         "exported accuracy": dict(heads or {}),
+        "verified images": verified,
         "exported seed": facts.exported_seed,
-        **({"compared": [_compared(one, facts.compared[0]) for one in facts.compared]} if facts.compared else {}),
+        **({"compared": [_compared(one, facts, behind) for one in facts.compared]} if facts.compared else {}),
         "verification": {"tolerance": config.tolerance, "checks": [asdict(check) for check in checks]},
         "opset": config.opset,
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
@@ -95,27 +103,32 @@ def content(
     }
 
 
-def _compared(one: Compared, whole: Compared) -> dict[str, Any]:
-    """A row of a pruned network's comparison; `whole` is what it was pruned from."""
+def _compared(one: Compared, facts: Facts, images: int | None) -> dict[str, Any]:
+    """A row of a pruned network's comparison."""
     return {
         "name": one.name,
         "key": one.key,
         "architecture": json.loads(one.architecture),
         "params": one.params,
         "flops": one.flops,
-        "share of flops": one.flops / whole.flops,
-        "accuracy": _scores(one.accuracies),
+        "share of flops": one.flops / facts.compared[0].flops,
+        "accuracy": _scores(one.accuracies, images),
         "latency ms": dict(one.latency),
     }
 
 
-def _scores(scores: Mapping[int, float]) -> dict[str, Any]:
-    """Test scores, 0 to 1; a standard deviation (of the sample) takes two seeds."""
+def _scores(scores: Mapping[int, float], images: int | None = None) -> dict[str, Any]:
+    """Test scores, 0 to 1; a standard deviation (of the sample) takes two seeds.
+
+    The interval is that of the mean, for other images of the same kind; it does not count what seeds change.
+    """
     values = list(scores.values())
+    interval = verdict.accuracy_interval(statistics.mean(values), images) if values and images else None
     return {
         "by seed": {str(seed): value for seed, value in scores.items()},
         "mean": statistics.mean(values) if values else None,
         "standard deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "95 % interval": None if interval is None else list(interval),
     }
 
 
@@ -125,7 +138,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         f"# {card['space']} on {card['data']}",
         _what(card),
         "## Accuracy",
-        *([_table(("seed", "test accuracy"), rows)] if (rows := _score_rows(card["accuracy"])) else []),
+        *_table_of_scores("seed", "test accuracy", _score_rows(card["accuracy"], card["test images"])),
         *_mious(card),
         *_exported_accuracy(card),
         *_pruned(card),
@@ -168,26 +181,43 @@ def _mious(card: Mapping[str, Any]) -> list[str]:
     if "miou" not in card:
         return []
     what = "Accuracy is of pixels; mIoU is the intersection over union of the classes, averaged."
-    return [what, _table(("seed", "test mIoU"), _score_rows(card["miou"]))]
+    return [what, *_table_of_scores("seed", "test mIoU", _score_rows(card["miou"]))]
 
 
-def _score_rows(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [(seed, f"{value:.2%}") for seed, value in scores["by seed"].items()]
+Scored = tuple[str, float, int | None]
+"""A name, a score and the number of images behind it; None where no interval is to be shown."""
+
+
+def _score_rows(scores: Mapping[str, Any], images: int | None = None) -> list[Scored]:
+    rows: list[Scored] = [(seed, value, images) for seed, value in scores["by seed"].items()]
     if scores["standard deviation"] is not None:
-        rows += [(name, f"{scores[name]:.2%}") for name in ("mean", "standard deviation")]
+        rows += [("mean", scores["mean"], images), ("standard deviation", scores["standard deviation"], None)]
     return rows
+
+
+def _table_of_scores(of: str, score: str, rows: Sequence[Scored]) -> list[str]:
+    if all(images is None for _, _, images in rows):
+        return [_table((of, score), [(name, f"{value:.2%}") for name, value, _ in rows])] if rows else []
+    cells = [
+        (name, f"{value:.2%}", *(("", "") if n is None else (_interval(verdict.accuracy_interval(value, n)), f"{n:,}")))
+        for name, value, n in rows
+    ]
+    return [_table((of, score, "95 % interval", "test images"), cells)]
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"[{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]"
 
 
 def _exported_accuracy(card: Mapping[str, Any]) -> list[str]:
     """Of an ensemble beside its members', or of each exit."""
-    heads = card["exported accuracy"]
+    verified = card["verified images"]
+    heads: list[Scored] = [(name, value, verified) for name, value in card["exported accuracy"].items()]
     if card["members"]:
-        rows = [(name, f"{value:.2%}") for name, value in card["members"].items()]
-        rows += [("the ensemble", f"{value:.2%}") for value in heads.values()]
-        return [_table(("member", "test accuracy"), rows)]
-    if len(heads) > 1:
-        return [_table(("output", "test accuracy"), [(name, f"{value:.2%}") for name, value in heads.items()])]
-    return []
+        rows: list[Scored] = [(name, value, card["test images"]) for name, value in card["members"].items()]
+        rows += [("the ensemble", value, images) for _, value, images in heads]
+        return _table_of_scores("member", "test accuracy", rows)
+    return _table_of_scores("output", "test accuracy", heads) if len(heads) > 1 else []
 
 
 def _pruned(card: Mapping[str, Any]) -> list[str]:
@@ -218,10 +248,11 @@ def _compared_cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def spread(scores: Mapping[str, Any]) -> str:
-    """Mean, standard deviation and number of trainings: ``98.70 % ± 0.16 (3)``."""
+    """Mean, standard deviation and number of trainings, 95 % interval: ``98.70 % ± 0.16 (3) [98.45, 98.91]``."""
     deviation = scores["standard deviation"]
     apart = "" if deviation is None else f" ± {100 * deviation:.2f}"
-    return f"{100 * scores['mean']:.2f} %{apart} ({len(scores['by seed'])})"
+    ends = "" if scores["95 % interval"] is None else f" {_interval(scores['95 % interval'])}"
+    return f"{100 * scores['mean']:.2f} %{apart} ({len(scores['by seed'])}){ends}"
 
 
 def _cost_rows(card: Mapping[str, Any]) -> list[tuple[str, str]]:

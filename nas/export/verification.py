@@ -25,6 +25,8 @@ BATCH = 64
 """Images a step; more of them leave the cache and take longer each."""
 BATCH_PIXELS = 2**22
 """Pixels a step, where images are large."""
+MOST_IMAGES = 2000
+"""Test images that files are compared on."""
 MOST_LOGITS = 2**26
 """Logits that are held at once of each file: 256 MiB. Where each pixel has some, fewer images are compared."""
 LATENCY_SECONDS = 0.2
@@ -36,8 +38,8 @@ Key = TypeVar("Key")
 
 
 def sample(pixels: Pixels, facts: Facts) -> Pixels:
-    """The images that are compared: all, or the first ones where their logits would be too many to hold."""
-    return pixels[: max(2, MOST_LOGITS // math.prod(facts.logits_shape))]
+    """The images that are compared: the first `MOST_IMAGES`, or fewer where their logits would be too many to hold."""
+    return pixels[: min(MOST_IMAGES, max(2, MOST_LOGITS // math.prod(facts.logits_shape)))]
 
 
 def expected_logits(trained: nn.Module, pixels: Pixels, facts: Facts) -> Logits:

@@ -115,6 +115,11 @@ class Promotion(Generic[Key]):
         self.tell(key, rung, score, signals, cost)
 
     @property
+    def keys(self) -> tuple[Key, ...]:
+        """All candidates in the order of the offers."""
+        return tuple(self._keys)
+
+    @property
     def wants_newcomer(self) -> bool:
         """Whether the cheapest rung is the one furthest behind its share."""
         return not self._keys or self._by_need()[0] == 0

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from nas.config import Config, Recipe, TowersConfig
+
+Resizing = tuple[tuple[float, float], ...]
+"""Pairs (share of the side, share of the steps until which it lasts), as in `Recipe.resizing`."""
+
+LEAST_STEPS = 1000
+"""Steps of a full training at least: epochs alone starve small sets."""
+
+LEAST_PROXY_STEPS = 100
+"""Steps of a proxy at least."""
+
+REFERENCE_BATCH = 128
+"""Images a step for which `RATES` are meant."""
+
+RATES = {"sgd": 0.1, "adamw": 0.002}
+"""Highest learning rates where none is given."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +38,10 @@ class Rung:
     With `shrink` or `width` not 1 a stand-in is trained in the candidate's place: on images with so many pixels a side
     averaged into one, with this share of its channels. Parameters, FLOPs, memory and latency are the candidate's.
     `share` is what an image costs then, of what it costs the candidate itself, in the mean over the space.
+
+    A rung of `seconds` trains every candidate for that long on one worker: its jobs say how many steps that is for
+    each, decided before they start. A `whole` job has all cores of its machine. A `timing` rung trains a few steps to
+    measure their seconds, and scores nothing.
     """
 
     name: str
@@ -34,6 +55,9 @@ class Rung:
     shrink: int = 1
     width: float = 1.0
     share: float = field(default=1.0, compare=False)
+    seconds: float | None = None
+    whole: bool = False
+    timing: bool = False
 
     @property
     def epochs(self) -> int:
@@ -48,8 +72,8 @@ class Rung:
 
     @property
     def effort(self) -> float:
-        """What training costs beside that at other rungs: passes over the images, by the candidate itself."""
-        return self.epochs * self.share
+        """What training costs beside that at other rungs: seconds, or passes over the images by the candidate."""
+        return self.epochs * self.share if self.seconds is None else self.seconds
 
     @property
     def key(self) -> str:
@@ -58,17 +82,21 @@ class Rung:
         text += f"{'truth' if self.truth else ''}{'free' if self.free else ''}"
         text += f"{self.shrink}/{self.width}" if self.stands_in else ""
         text += "" if self.as_costly_as is None else self.as_costly_as.model_dump_json()
+        text += "" if self.seconds is None else f"{self.seconds:g} s"
+        text += f"{'whole' if self.whole else ''}{'timing' if self.timing else ''}"
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def proxy_rung(config: Config, train_images: int, share: float = 1.0) -> Rung:
     """The rung at which candidates are judged. `train_images` is the size of the training split, `share` as in `Rung`.
 
-    With no epochs given, small sets are passed often enough for a proxy to see about 8,000 images.
+    With no epochs given, small sets are passed often enough for a proxy to see about 8,000 images, in at least
+    `LEAST_PROXY_STEPS` steps.
     """
     recipe = Recipe(**config.proxy.model_dump(include=set(Recipe.model_fields)))
     images = min(train_images, recipe.images or train_images)
-    epochs = recipe.epochs or max(1, round(8_000 / images))
+    enough = math.ceil(LEAST_PROXY_STEPS / max(1, images // batch_size(recipe, train_images)))
+    epochs = recipe.epochs or max(1, round(8_000 / images), enough)
     recipe, small = recipe.model_copy(update={"epochs": epochs}), config.proxy
     return Rung("proxy", recipe, config.towers, shrink=small.shrink, width=small.width, share=share)
 
@@ -91,6 +119,23 @@ def rungs(config: Config, train_images: int, most: int | None = None, share: flo
     return tuple(found)
 
 
+def timed_rungs(config: Config, train_images: int, seconds: Sequence[float]) -> tuple[Rung, ...]:
+    """The rungs under a time budget, lowest first: each trains a candidate for so many seconds of one worker."""
+    lowest = proxy_rung(config, train_images)
+    recipe = lowest.recipe.model_copy(update={"epochs": None, "images": None})
+    names = ["proxy", *(f"x{one / seconds[0]:.3g}" for one in seconds[1:])]
+    return tuple(
+        replace(lowest, name=name, recipe=recipe, seconds=one) for name, one in zip(names, seconds, strict=True)
+    )
+
+
+def timing_rung(config: Config, train_images: int, whole: bool) -> Rung:
+    """The rung at which the speed of a training is measured, on one worker or with a whole machine."""
+    lowest = proxy_rung(config, train_images)
+    recipe = lowest.recipe.model_copy(update={"images": None, "resizing": config.retrain.resizing})
+    return replace(lowest, name="timing", recipe=recipe, whole=whole, timing=True)
+
+
 def retrain_rung(config: Config, train_images: int, epochs: int | None = None) -> Rung:
     """The rung of full training; `epochs` overrides the recipe's when time is short."""
     recipe = Recipe(**config.retrain.model_dump(include=set(Recipe.model_fields)))
@@ -100,17 +145,48 @@ def retrain_rung(config: Config, train_images: int, epochs: int | None = None) -
 
 
 def retrain_epochs(recipe: Recipe, train_images: int) -> int:
-    """Epochs of full training on so many images. With none given: 25, or 12 on more than 20,000 images."""
-    return recipe.epochs or (25 if min(train_images, recipe.images or train_images) <= 20_000 else 12)
+    """Epochs of full training on so many images.
+
+    With none given: 25, or 12 on more than 20,000 images, and more where these have less than `LEAST_STEPS` steps.
+    """
+    if recipe.epochs is not None:
+        return recipe.epochs
+    images = min(train_images, recipe.images or train_images)
+    enough = math.ceil(LEAST_STEPS / max(1, images // batch_size(recipe, train_images)))
+    return max(25 if images <= 20_000 else 12, enough)
 
 
-def decided(config: Config, augmentations: tuple[str, ...], on_gpu: bool) -> Config:
-    """The config with what is left open decided: augmentations by the data, precision by the device."""
+def batch_size(recipe: Recipe, train_images: int) -> int:
+    """Images a step: those given, or a power of two near a thirtieth of the images, from 16 to 128."""
+    if recipe.batch_size is not None:
+        return recipe.batch_size
+    images = min(train_images, recipe.images or train_images)
+    return int(min(128, max(16, 2 ** round(math.log2(max(1, images / 30))))))
+
+
+def learning_rate(recipe: Recipe, batch: int) -> float:
+    """The highest learning rate: the one given, or that of `RATES` for `REFERENCE_BATCH`, by the square root."""
+    return recipe.learning_rate or RATES[recipe.optimizer] * math.sqrt(batch / REFERENCE_BATCH)
+
+
+def decided(
+    config: Config, augmentations: tuple[str, ...], on_gpu: bool, train_images: int, resizing: Resizing = ()
+) -> Config:
+    """The config with what is left open decided: augmentation, batch and rate by the data, precision by the device.
+
+    `resizing` is what recipes have that do not say.
+    """
 
     def resolved(recipe: Recipe) -> Recipe:
-        augment = augmentations if recipe.augment is None else recipe.augment
+        batch = batch_size(recipe, train_images)
         automatic = "bfloat16" if on_gpu else "float32"
-        precision = automatic if recipe.precision == "auto" else recipe.precision
-        return recipe.model_copy(update={"augment": augment, "precision": precision})
+        update = {
+            "augment": augmentations if recipe.augment is None else recipe.augment,
+            "precision": automatic if recipe.precision == "auto" else recipe.precision,
+            "batch_size": batch,
+            "learning_rate": learning_rate(recipe, batch),
+            "resizing": resizing if recipe.resizing is None else recipe.resizing,
+        }
+        return recipe.model_copy(update=update)
 
     return config.model_copy(update={"proxy": resolved(config.proxy), "retrain": resolved(config.retrain)})

@@ -1,0 +1,194 @@
+"""How fast this machine trains: measured once for an experiment, stored, and what a time budget allows by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nas import ladder
+from nas.candidates import Prices, scaled, work_of
+from nas.cost_model import CostModel, Sample, spread_over_cost
+from nas.driver import Driver
+from nas.errors import SearchError
+from nas.ladder import Rung
+from nas.progress import counted
+from nas.proxy import Job
+from nas.records import Measurement
+from nas.space import Architecture
+from nas.time_plan import FORWARD_SHARE, MARGIN, MOST_EPOCHS, SAVED_FOR_WRITING, TimePlan, time_plan
+
+TIMED = 4
+"""Architectures whose training step is timed."""
+
+DRAWN = 30
+"""Random architectures drawn at most, where a space names too few points."""
+
+VERIFIED = 4
+"""Forms of the winner that are run on test images for the export: as trained, and three files."""
+
+VERIFIED_IMAGES = 2000
+"""Test images that files are compared on, at most."""
+
+
+def measured(driver: Driver, within_run: bool) -> tuple[Prices | None, float | None]:
+    """What a step costs here, and the slowest step that a candidate may have; None without a time budget.
+
+    Measured when a budget is first used, and read from then on, so that a resumed search prepares the same jobs. A
+    longer budget raises the limit, and a shorter one does not lower it, for candidates are measured already.
+    """
+    records, seconds = driver.records, driver.config.search.time
+    known = records.fact("cost_model")
+    if known is None:
+        if driver.plan is None and not (within_run and seconds is not None):
+            return None, None
+        known = _timed(driver)
+        records.set_fact("cost_model", known)
+    worker, whole = (CostModel.model_validate(known[name]) for name in ("worker", "whole"))
+    prices = Prices(worker, whole, known["batch"], known["area"])
+    limit = float(records.fact("slowest_step", 0.0))
+    if seconds is not None:
+        plan = driver.plan or time_plan(seconds, driver.executor.slots, driver.config.search.share)
+        limit = max(limit, plan.slowest_step(driver.steps_an_epoch), known["fastest"])
+        records.set_fact("slowest_step", limit)
+    return prices, limit or None
+
+
+def in_words(plan: TimePlan, slowest: float | None) -> str:
+    """The plan in one line."""
+    limit = "" if slowest is None else f"; candidates whose training step takes at most {1000 * slowest:.3g} ms"
+    return (
+        f"Budget of {_duration(plan.total)}: {_duration(plan.search)} to search, {_duration(plan.final)} to train the "
+        f"winner{limit}"
+    )
+
+
+def rung_within_budget(driver: Driver, architecture: Architecture, count: int) -> tuple[Rung, float | None]:
+    """The rung of `count` full trainings in the time that is left, and the longest that each may take.
+
+    Its steps are decided once for a budget and an architecture, from the measured speed of that one, and stored. What
+    was trained for longer within another budget is not replaced by a shorter training.
+    """
+    records, budget = driver.records, driver.budget
+    decided = records.fact("retrain_steps", {})
+    same = decided.get("key") == architecture.key
+    if same and decided["time"] == budget.seconds:
+        rung = driver.timed_rung(int(decided["steps"]))
+        left = _left(driver, decided["step_seconds"]) / count
+        return rung, max(left, decided["seconds"] / 2)
+    step = _step_seconds(driver, architecture)
+    left = _left(driver, step) / count
+    an_epoch = driver.steps_an_epoch
+    most = max(ladder.LEAST_STEPS, round(MOST_EPOCHS * an_epoch))
+    steps = min(most, max(an_epoch, int(MARGIN * left / step)))
+    before = int(decided["steps"]) if same else 0
+    if before > steps and _was_trained(driver, architecture, driver.timed_rung(before)):
+        steps = before
+    elif steps * step > left:
+        driver.say(
+            f"Little is left of search.time ({_duration(max(0.0, left))}): full training has "
+            f"{counted(steps, 'step')}; `nas retrain` trains to the end"
+        )
+        left = steps * step * 2
+    fact = {"time": budget.seconds, "key": architecture.key, "steps": steps, "step_seconds": step, "seconds": left}
+    records.set_fact("retrain_steps", fact)
+    return driver.timed_rung(steps), left
+
+
+def _left(driver: Driver, step: float) -> float:
+    """Seconds of the budget that are left for training, once what follows it is done."""
+    left = driver.budget.left()
+    assert left is not None
+    test = 0 if driver.data.test is None else len(driver.data.test)
+    an_image = FORWARD_SHARE * step / ladder.batch_size(driver.config.retrain, len(driver.data.train))
+    return left - SAVED_FOR_WRITING - (test + VERIFIED * min(test, VERIFIED_IMAGES)) * an_image
+
+
+def _step_seconds(driver: Driver, architecture: Architecture) -> float:
+    """Seconds of a training step of an architecture with all cores of a machine, measured."""
+    rung = ladder.timing_rung(driver.config, len(driver.data.train), whole=True)
+    [one] = driver.measure({Job.of(architecture, rung, driver.config.seed): "speed of the winner"}, "timing")
+    if one.status != "done":
+        raise SearchError(f"the winner could not be trained: {one.cause}")
+    return one.cost["step_seconds"]
+
+
+def _was_trained(driver: Driver, architecture: Architecture, rung: Rung) -> bool:
+    known = driver.records.get(architecture.key, rung.key, driver.config.seed)
+    return known is not None and known.status == "done"
+
+
+def _timed(driver: Driver) -> dict[str, object]:
+    """Models of the seconds of a step on a worker and with a whole machine, from a few architectures."""
+    chosen = _to_time(driver)
+    train = len(driver.data.train)
+    rungs = [ladder.timing_rung(driver.config, train, whole) for whole in (False, True)]
+    seed = driver.config.seed
+    jobs = {Job.of(one, rungs[0], seed): "speed" for one in chosen}
+    jobs |= {Job.of(one, rungs[1], seed): "speed" for one in chosen[len(chosen) // 2 :][:1]}
+    driver.say(f"Timing training steps of {counted(len(chosen), 'network')}")
+    found = [one for one in driver.measure(jobs, "timing") if one.status == "done"]
+    if not found:
+        raise SearchError("no network of the space could be trained")
+    recipe = rungs[0].recipe
+    batch = ladder.batch_size(recipe, train)
+    area = _mean_area(recipe.resizing or ())
+    samples = {rung.key: [_sample(driver, one, batch, area) for one in found if one.rung == rung.key] for rung in rungs}
+    worker = CostModel.fit(samples[rungs[0].key])
+    whole = CostModel.fit(samples[rungs[1].key], worker)
+    fastest = min(whole.seconds_per_step(one.work, batch) for many in samples.values() for one in many)
+    models = {"worker": worker.model_dump(mode="json"), "whole": whole.model_dump(mode="json")}
+    return models | {"batch": batch, "area": area, "fastest": 1.01 * fastest}
+
+
+def _to_time(driver: Driver) -> list[Architecture]:
+    """Architectures within the user's limits, spread over cost; the costliest would take too long to time."""
+    candidates = driver.candidates()
+    found: dict[Architecture, float] = {}
+    nearest: dict[Architecture, float] = {}
+    for architecture in _points(driver):
+        try:
+            sizes = candidates.sizes(architecture)
+        except Exception:  # a third-party space may raise anything, and its other points may be sound
+            continue
+        within = all(over <= 0 for over in candidates.beyond(sizes)[0].values())
+        (found if within else nearest)[architecture] = sizes["flops"]
+    flops = found or nearest
+    if not flops:
+        raise SearchError("the space builds no network")
+    ordered = sorted(flops, key=flops.__getitem__)
+    cheaper = ordered[: max(TIMED, 3 * len(ordered) // 4)]
+    return [cheaper[place] for place in spread_over_cost([flops[one] for one in cheaper], TIMED)]
+
+
+def _points(driver: Driver) -> Iterator[Architecture]:
+    """The named points of the space, and some random ones."""
+    space = driver.space
+    yield from (space.point(values) for values in space.named().values())
+    for number in range(DRAWN if len(space.named()) < TIMED else 0):
+        try:
+            yield space.random(1_000 * driver.config.seed + number)
+        except Exception:  # as above
+            continue
+
+
+def _sample(driver: Driver, one: Measurement, batch: int, area: float) -> Sample:
+    architecture = driver.space.architecture_type.from_json(one.architecture)
+    work = work_of(driver.space, architecture, driver.data.input_shape, len(driver.data.classes))
+    return Sample(scaled(work, area), batch, one.cost["step_seconds"])
+
+
+def _mean_area(resizing: ladder.Resizing) -> float:
+    """Share of an image's pixels, in the mean over a training that begins with smaller images."""
+    area, start = 0.0, 0.0
+    for share, until in resizing:
+        area, start = area + (until - start) * share**2, until
+    return area + 1 - start
+
+
+def _duration(seconds: float) -> str:
+    """``45 s``, ``7 min 50 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{seconds:.3g} s" if seconds < 10 else f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
