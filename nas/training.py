@@ -38,6 +38,9 @@ from nas.task import Task
 TIMED_STEPS = 5
 """Steps by which the speed of a training is measured, at each image size."""
 
+CLOCK_SLACK = 0.02
+"""Share of a training by which the clock may be ahead of the steps before it decides: until then a seed decides all."""
+
 CHECK_EVERY = 20
 """Steps between looks at whether the loss is finite (a look waits for a GPU)."""
 
@@ -158,7 +161,9 @@ def fit(
         for step, batch in enumerate(_batches(chosen, batch_size, order, steps), 1):
             progress = (step - 1) / steps
             if seconds is not None:
-                progress = max(progress, (time.perf_counter() - start) / seconds)
+                clock = (time.perf_counter() - start) / seconds
+                if clock > progress + CLOCK_SLACK:
+                    progress = clock
                 if progress >= 1:
                     break
             for group in optimizer.param_groups:

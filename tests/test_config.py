@@ -353,7 +353,7 @@ def test_with_its_settings_a_space_is_explained_too() -> None:
     import search_spaces
 
     space = search_spaces.load("inception", {"widths": [16, 24], "five_kinds": ["5x5"], "tied": False})
-    config = make({"space": {"widths": [16, 24]}})
+    config = make({"space": {"name": "inception", "widths": [16, 24]}})
     text = explained(config, space.settings)
     for key, field in type(space.settings).model_fields.items():
         assert any(line.startswith(f"{key} = ") and str(field.description) in line for line in text.splitlines()), key

@@ -158,7 +158,7 @@ def test_smaller_batches_have_smaller_learning_rates() -> None:
 def test_small_sets_are_trained_for_enough_steps(images: int) -> None:
     full = retrain_rung(Config(), images)
     assert full.epochs * max(1, images // batch_size(full.recipe, images)) >= LEAST_STEPS
-    assert retrain_rung(make({"retrain.epochs": 2}), images).epochs == 2
+    assert retrain_rung(make({"retrain": {"epochs": 2}}), images).epochs == 2
 
 
 def test_timed_rungs_train_for_seconds_on_all_images() -> None:

@@ -102,7 +102,7 @@ def first(data: Data, count: int) -> Resident:
 
 
 def recipe(**keys: object) -> Recipe:
-    return Recipe.model_validate({"epochs": 1, "learning_rate": 0.05, "augment": ()} | keys)
+    return Recipe.model_validate({"epochs": 1, "learning_rate": 0.05, "augment": (), "batch_size": 128} | keys)
 
 
 def supervised(
