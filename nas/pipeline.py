@@ -375,7 +375,8 @@ def _references(driver: Driver) -> dict[str, list[Architecture]]:
     """The reference architectures, within the limit that the search kept to."""
     driver.give_proxies()
     prices, slowest = speed.measured(driver, within_run=False)
-    return retraining.references(driver.candidates(prices, slowest), driver.config.seed)
+    ranked = [one.key for one in retrained.ranked(driver)]
+    return retraining.references(driver.candidates(prices, slowest), driver.config.seed, ranked)
 
 
 def _decided_epochs(driver: Driver, full: Rung, fit: int, least: int) -> int:

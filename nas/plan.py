@@ -1,37 +1,42 @@
-"""What a search will cost, before it starts: a few candidates are trained for seconds, the rest is arithmetic.
+"""What `nas run` will cost, before it starts: a few networks are trained for seconds, the rest is arithmetic.
 
-The speed of an image, in training and in scoring, is taken as linear in the network's FLOPs; it is measured with all
-workers busy. Nothing is written down.
+The seconds of training and of scoring follow from a cost model (see `nas.cost_model`), fitted to short trainings with
+all workers busy. The experiment that is opened for them lies in a temporary folder and is deleted with it.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean, median
+from tempfile import TemporaryDirectory
 
-import numpy as np
-
-from nas import ladder, pipeline, retrain
-from nas.candidates import Candidates
-from nas.config import Config, SearchConfig
-from nas.data import Data, load
-from nas.driver import check_usable, executor_of, rungs_of
+from nas import ladder, pipeline, retrain, speed, training
+from nas.candidates import Candidates, scaled, work_of
+from nas.config import Config
+from nas.cost_model import CostModel, Sample, Work
+from nas.data.sets import SETS
+from nas.driver import Driver, driving
 from nas.errors import JobError
-from nas.executor import Executor, start
 from nas.ladder import Rung
 from nas.pace import UNSURE
 from nas.progress import Event, Listener, Progress
-from nas.proxy import Job, Setting, SpaceSpec
+from nas.proxy import SCORED_AT_ONCE, Job, stand_in
 from nas.records import Measurement
 from nas.search import POLICY
-from nas.space import Architecture
+from nas.space import Architecture, Shape
+from nas.time_plan import MARGIN, SAVED_FOR_WRITING, TimePlan, search_share
 
-DRAWN = 30
+DRAWN = 20
 """Random architectures that stand for the space."""
+
+DRAWS = 100
+"""Draws among which they are looked for."""
 
 STEPS = 20
 """Steps of a probe's training."""
@@ -44,20 +49,22 @@ PROBES = 3
 class Plan:
     """What is expected: counts, seconds of each part, bytes that a worker holds at the lowest rung.
 
-    `candidates_an_hour` counts newcomers, with the time that promotions take; `retrained` counts the trainings of the
-    winner and the references, `epochs` are theirs.
+    `candidates_an_hour` includes the time that promotions take. The winner is trained `trainings` times, each with
+    `steps` in `training_seconds`; the references are trained alike, once each.
     """
 
     workers: int
     candidates: int
     promotions: int
     calibrated: int
-    retrained: int
+    trainings: int
+    references: int
     candidates_an_hour: float
-    epochs: int
+    steps: int
     start_seconds: float
     search_seconds: float
     calibration_seconds: float
+    training_seconds: float
     retrain_seconds: float
     memory: int
 
@@ -67,39 +74,19 @@ class Plan:
         return self.start_seconds + self.search_seconds + self.calibration_seconds + self.retrain_seconds
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Seconds of a training: so much for each candidate, each image trained on and each image scored."""
-
-    training: tuple[float, float]
-    scoring: tuple[float, float]
-    overhead: float
-
-    def seconds(self, flops: float, trained: float, scored: float) -> float:
-        """Of one candidate of so many FLOPs."""
-        each = [slope * flops + level for slope, level in (self.training, self.scoring)]
-        return self.overhead + each[0] * trained + each[1] * scored
-
-
 def plan(config: Config, listen: Listener = lambda event: None) -> Plan:
     """What `nas run` with this config will take. Raises an InputError where it could not run either."""
-    spec = SpaceSpec.of(config.space.name, config.space.settings)
-    space = spec.load()
-    begin = time.perf_counter()
-    with start(executor_of(config)) as executor:
-        data = load(config.data)
-        if config.search.calibrate:
-            data = data.holding_truth()
-        check_usable(config, space, data)
-        executor.use(Setting(spec, data.without_test(), SearchConfig()))
-        suited = ladder.decided(config, data.augmentations, executor.on_gpu)
-        candidates = Candidates(space, data.input_shape, len(data.classes), config.search)
-        drawn = _drawn(candidates, config.seed)
-        probes = _probe(
-            executor, list(drawn), ladder.proxy_rung(suited, len(data.train)), len(data.train), listen, begin
-        )
-        slots = executor.slots, executor.retrainings
-        return Forecast(suited, data, candidates, list(drawn.values()), probes, *slots).plan()
+    began = time.perf_counter()
+    with TemporaryDirectory(prefix="nas-plan-", ignore_cleanup_errors=True) as folder:
+        elsewhere = config.model_copy(update={"results": Path(folder), "storage": None})
+        with driving(elsewhere, listen) as driver:
+            driver.give_proxies()
+            candidates = driver.candidates(*speed.measured(driver, within_run=True))
+            before = time.perf_counter()
+            drawn = _drawn(candidates, config.seed)
+            began += time.perf_counter() - before  # `nas run` draws none
+            probes = _probe(driver, drawn, began)
+            return Forecast(driver, candidates, drawn, probes, probes.model(driver)).plan()
 
 
 @dataclass(frozen=True)
@@ -110,204 +97,268 @@ class Probes:
     overheads: Sequence[float]
     started: float
 
-    def speed(self, scored: float) -> Speed:
-        """What they say of others; `scored` validation images (of full size and width) were scored in each."""
-        flops = [one.signals["flops"] for one in self.measured]
-        trained = [one.cost["seconds"] / one.cost["images"] for one in self.measured]
-        read = [one.cost["scoring_seconds"] / scored for one in self.measured]
-        return Speed(_line(flops, trained), _line(flops, read), median(self.overheads))
+    def model(self, driver: Driver) -> CostModel:
+        """The cost model of a worker that they give, for training and for scoring."""
+        space, rung, data = driver.space, driver.proxy, driver.data
+        batch = training.steps_of(rung.recipe, len(data.train))[1]
+        count, size = _scored(len(data.validation), batch)
+        trained, scored = [], []
+        for one in self.measured:
+            architecture = space.architecture_type.from_json(one.architecture)
+            network, shape = stand_in(space, architecture, rung, data.input_shape)
+            work = work_of(space, network, shape, len(data.classes))
+            step = one.cost["seconds"] / one.cost["steps"]
+            trained.append(Sample(scaled(work, _area(rung)), batch, step))
+            scored.append(Sample(work, size, step, one.cost["scoring_seconds"] / count))
+        return CostModel(training=CostModel.fit(trained).training, inference=CostModel.fit(scored).inference)
 
 
+@dataclass(frozen=True)
 class Forecast:
     """From the speed of probes to the cost of all that `nas run` does.
 
-    `drawn`: FLOPs of random candidates. `retrainings` run at once; each is as fast as one process trains.
+    `drawn` are random architectures within the limits; `model` gives the seconds of one worker while all are busy.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        data: Data,
-        candidates: Candidates,
-        drawn: Sequence[float],
-        probes: Probes,
-        slots: int,
-        retrainings: int,
-    ) -> None:
-        self._config, self._data, self._candidates, self._slots = config, data, candidates, slots
-        self._retrainings = retrainings
-        self._rungs = rungs_of(config, candidates.space, data)
-        self._speed, self._probes = probes.speed(len(data.validation) * self._rungs[0].share), probes
-        self._everything = len(data.train_and_validation())
-        self._final = ladder.retrain_rung(config, self._everything)
-        named = _flops_of(candidates, candidates.space.named())
-        self._references = [*named, *drawn[: retrain.RANDOM_REFERENCES]] if config.retrain.references else []
-        self._reference = [*named, *drawn][0]
-        limit = self._affordable()
-        self._drawn = [one for one in drawn if limit is None or one <= limit] or [min(drawn)]
-        chosen = config.search.warm_start
-        warm = named if chosen is None else _flops_of(candidates, chosen)
-        self._warm = [one for one in warm if limit is None or one <= limit]
+    driver: Driver
+    candidates: Candidates
+    drawn: Sequence[Architecture]
+    probes: Probes
+    model: CostModel
+    _works: dict[tuple[Architecture, Shape], Work] = field(default_factory=dict, init=False)
 
     def plan(self) -> Plan:
         """All of it."""
-        wanted = self._config.search
-        trials, promoted, search = self._search()
-        calibration = _makespan([self._fully(fmean(self._drawn))] * wanted.calibrate, self._slots)
+        wanted, start = self.driver.config.search, self.probes.started + self._pilot()
+        count, promoted, search = self._search()
+        calibration = _makespan([fmean(map(self._fully, self.drawn))] * wanted.calibrate, self.driver.executor.slots)
         if wanted.time is not None:
-            calibration = min(calibration, (1 - pipeline.SEARCHED) * wanted.share * wanted.time)
-        epochs, retraining = self._retraining(search + calibration)
+            calibration = min(calibration, (1 - pipeline.SEARCHED) * self._share * wanted.time)
+        references = self._references
+        steps, each, retraining = self._retraining(references, start + search + calibration)
         return Plan(
-            workers=self._slots,
-            candidates=trials,
+            workers=self.driver.executor.slots,
+            candidates=count,
             promotions=promoted,
             calibrated=wanted.calibrate,
-            retrained=self._config.retrain.seeds + len(self._references),
-            candidates_an_hour=3600 * trials / search,
-            epochs=epochs,
-            start_seconds=self._probes.started,
+            trainings=self._trainings,
+            references=len(references),
+            candidates_an_hour=3600 * count / search,
+            steps=steps,
+            start_seconds=start,
             search_seconds=search,
             calibration_seconds=calibration,
+            training_seconds=each,
             retrain_seconds=retraining,
-            memory=int(max(one.cost.get("memory", 0.0) for one in self._probes.measured)),
+            memory=int(max(one.cost.get("memory", 0.0) for one in self.probes.measured)),
         )
 
-    def _affordable(self) -> int | None:
-        """The limit on FLOPs that a time budget sets, as the search will set it."""
-        wanted, recipe = self._config.search, self._config.retrain
-        if wanted.time is None or wanted.max_flops is not None:
-            return None
-        images = self._final.epochs * min(self._everything, recipe.images or self._everything)
-        left = (1 - wanted.share) * wanted.time
-        probe = self._probes.measured[0]
-        many = recipe.seeds, len(self._references), images, self._retrainings
-        return max(retrain.affordable_flops(left, probe, *many), int(self._reference))
+    @property
+    def _share(self) -> float:
+        """The search's share of a time budget."""
+        wanted = self.driver.config.search
+        return wanted.share or search_share(wanted.time or 0.0)
+
+    @property
+    def _trainings(self) -> int:
+        """Trainings of the winner."""
+        timed = self.driver.config.search.time is not None
+        return self.driver.config.retrain.seeds or (1 if timed else pipeline.DEFAULT_SEEDS)
+
+    @property
+    def _references(self) -> list[Architecture]:
+        config = self.driver.config
+        wanted = config.search.time is None if config.retrain.references is None else config.retrain.references
+        rows = retrain.references(self.candidates, config.seed) if wanted else {}
+        return list(itertools.chain.from_iterable(rows.values()))
+
+    def _pilot(self) -> float:
+        """Seconds of the trainings that choose the augmentation, see `nas.pipeline.choose_augmentation`."""
+        driver, given = self.driver, self.driver.given
+        decided = given.proxy.augment is not None and given.retrain.augment is not None
+        known = driver.config.data.name in SETS or driver.data.task != "classification"
+        if driver.plan is None or decided or known:
+            return 0.0
+        return _makespan([self._mean(driver.proxy)] * len(pipeline.AUGMENTATIONS), driver.executor.slots)
 
     def _search(self) -> tuple[int, int, float]:
         """Candidates, those of them that are promoted to the highest rung, and seconds of it all."""
-        wanted = self._config.search
+        wanted, slots, rungs = self.driver.config.search, self.driver.executor.slots, self.driver.rungs
         if wanted.time is None:
             trials = wanted.trials or pipeline.DEFAULT_TRIALS
             return trials, *self._of(trials)
-        seconds = wanted.share * wanted.time * (pipeline.SEARCHED if wanted.calibrate else 1.0)
+        seconds = self._share * wanted.time * (pipeline.SEARCHED if wanted.calibrate else 1.0)
+        if self.driver.plan is not None:
+            return self._in_time(seconds)
         if wanted.trials is not None:
             candidate = self._of(wanted.trials)[1] / wanted.trials
             trials = max(1, min(wanted.trials, int(seconds / candidate)))
             return trials, *self._of(trials)
-        each = [self._measured(fmean(self._drawn), rung) for rung in self._rungs]
-        share = POLICY.share([rung.effort for rung in self._rungs])
-        promoted = self._slots * ladder.last_rounds(seconds, UNSURE * each[-1], share) if len(each) > 1 else 0
-        rest = (self._slots * seconds - promoted * each[-1]) / max(1, len(each) - 1)  # each rung below has as much
+        each = [self._mean(rung) for rung in rungs]
+        share = POLICY.share([rung.effort for rung in rungs])
+        promoted = slots * ladder.last_rounds(seconds, UNSURE * each[-1], share) if len(each) > 1 else 0
+        rest = (slots * seconds - promoted * each[-1]) / max(1, len(each) - 1)  # each rung below has as much
         return max(1, int(rest / each[0])), promoted, seconds
+
+    def _in_time(self, seconds: float) -> tuple[int, int, float]:
+        """The same at rungs of seconds, each of which has as much of the time as the others."""
+        rungs, slots = self.driver.rungs, self.driver.executor.slots
+        each = [self._mean(rung) for rung in rungs]
+        a_candidate = sum(one * rungs[0].effort / rung.effort for one, rung in zip(each, rungs, strict=True))
+        fit = max(1, int(slots * seconds / a_candidate))
+        count = min(fit, self.driver.config.search.trials or fit)
+        left = max(0.0, slots * seconds - count * each[0])
+        promoted = min(count, int(left / each[-1])) if len(each) > 1 else 0
+        trained = [each[0]] * count + [each[-1]] * promoted
+        return count, promoted, seconds if count == fit else min(seconds, _makespan(trained, slots))
 
     def _of(self, trials: int) -> tuple[int, float]:
         """Of so many candidates - the named ones, then random ones - how many are promoted, and seconds of it all."""
-        flops = [
-            *self._warm[:trials],
-            *itertools.islice(itertools.cycle(self._drawn), max(0, trials - len(self._warm))),
-        ]
-        rungs, promoted, _ = ladder.budget_for(trials, [rung.effort for rung in self._rungs])
-        seconds = [self._measured(one, self._rungs[0]) for one in flops]
-        for rung in self._rungs[1:rungs]:
-            count = promoted if rung is self._rungs[rungs - 1] else round(trials * self._rungs[0].effort / rung.effort)
-            seconds += [self._measured(fmean(self._drawn), rung)] * count
-        return promoted, _makespan(seconds, self._slots)
+        rungs, chosen = self.driver.rungs, self.driver.config.search.warm_start
+        warm = _named(self.candidates, self.driver.space.named() if chosen is None else chosen)
+        each = [self._measured(one, rungs[0]) for one in self.drawn]
+        seconds = [self._measured(one, rungs[0]) for one in warm[:trials]]
+        seconds += itertools.islice(itertools.cycle(each), trials - len(seconds))
+        used, promoted, _ = ladder.budget_for(trials, [rung.effort for rung in rungs])
+        for rung in rungs[1:used]:
+            count = promoted if rung is rungs[used - 1] else round(trials * rungs[0].effort / rung.effort)
+            seconds += [self._mean(rung)] * count
+        return promoted, _makespan(seconds, self.driver.executor.slots)
 
-    def _measured(self, flops: float, rung: Rung) -> float:
-        """Seconds of a candidate at a rung of the ladder."""
-        return self._seconds(flops, rung, len(self._data.train), len(self._data.validation))
+    def _retraining(self, references: Sequence[Architecture], before: float) -> tuple[int, float, float]:
+        """Steps and seconds of a training of the winner, and seconds of all trainings.
 
-    def _fully(self, flops: float) -> float:
+        The winner is thought of as the mean of the larger half of candidates. A time budget gives it what is left
+        `before` seconds after the start, with the whole machine (see `nas.speed.rung_within_budget`).
+        """
+        driver, prices = self.driver, self.candidates.prices
+        total, data = driver.config.search.time, driver.data
+        if total is not None and prices is not None:
+            step = _larger([prices.of_whole(self._work(one, data.input_shape)) for one in self.drawn])
+            count = self._trainings + len(references)
+            left = MARGIN * max(0.0, total - before - SAVED_FOR_WRITING) / count
+            an_epoch = driver.steps_an_epoch
+            steps = max(an_epoch, TimePlan(total, before, left, 0.0, 1).steps(step, an_epoch))
+            return steps, steps * step, count * steps * step
+        rung, images = driver.retrain_rung(), len(data.train_and_validation())
+        scored = 0 if data.test is None else len(data.test)
+        each = _larger([self._seconds(one, rung, images, scored) for one in self.drawn])
+        others = [self._seconds(one, rung, images, scored) for one in references]
+        seconds = _makespan([each] * self._trainings + others, driver.executor.retrainings)
+        return _steps(rung, images), each, seconds
+
+    def _mean(self, rung: Rung) -> float:
+        """Seconds of a candidate at a rung of the search, in the mean over those drawn."""
+        return fmean(self._measured(one, rung) for one in self.drawn)
+
+    def _measured(self, architecture: Architecture, rung: Rung) -> float:
+        """Seconds of a candidate at a rung of the search."""
+        return self._seconds(architecture, rung, len(self.driver.data.train), len(self.driver.data.validation))
+
+    def _fully(self, architecture: Architecture) -> float:
         """Seconds of a full training for the calibration."""
-        data = self._data
-        rung = ladder.retrain_rung(self._config, len(data.train))
+        data = self.driver.data
         scored = len(data.validation) + (0 if data.truth is None else len(data.truth))
-        return self._seconds(flops, rung, len(data.train), scored)
+        return self._seconds(architecture, self.driver.full_rung(), len(data.train), scored)
 
-    def _retraining(self, before: float) -> tuple[int, float]:
-        """Epochs and seconds; the winner is thought of as the mean of the larger half of candidates."""
-        wanted, test = self._config.search, self._data.test
-        winner = fmean(sorted(self._drawn)[len(self._drawn) // 2 :])
-        flops = [winner] * self._config.retrain.seeds + self._references
-        scored = 0 if test is None else len(test)
-        each = [self._seconds(one, self._final, self._everything, scored) for one in flops]
-        seconds = _makespan(each, self._retrainings)
-        if wanted.time is None:
-            return self._final.epochs, seconds
-        left = retrain.SAFETY * max(0.0, wanted.time - self._probes.started - before)
-        epochs = max(1, min(self._final.epochs, int(left / seconds * self._final.epochs)))
-        return epochs, seconds * epochs / self._final.epochs
+    def _seconds(self, architecture: Architecture, rung: Rung, images: int, scored: int) -> float:
+        """Seconds of one worker for a training on so many images, and for scoring so many."""
+        network, shape = stand_in(self.driver.space, architecture, rung, self.driver.data.input_shape)
+        work = self._work(network, shape)
+        batch = training.steps_of(rung.recipe, images)[1]
+        trained = rung.seconds
+        if trained is None:
+            trained = _steps(rung, images) * self.model.seconds_per_step(scaled(work, _area(rung)), batch)
+        count, size = _scored(scored, batch)
+        return median(self.probes.overheads) + trained + count * self.model.seconds_per_batch(work, size)
 
-    def _seconds(self, flops: float, rung: Rung, images: int, scored: int) -> float:
-        trained = rung.effort * min(images, rung.recipe.images or images)
-        return self._speed.seconds(flops, trained, scored * rung.share)
+    def _work(self, architecture: Architecture, shape: Shape) -> Work:
+        key = architecture, shape
+        if key not in self._works:
+            self._works[key] = work_of(self.driver.space, architecture, shape, len(self.driver.data.classes))
+        return self._works[key]
 
 
-def _drawn(candidates: Candidates, seed: int) -> dict[Architecture, float]:
-    """Random architectures within the limits, with their FLOPs."""
-    found: dict[Architecture, float] = {}
-    for number in range(10 * DRAWN):
+def _drawn(candidates: Candidates, seed: int) -> list[Architecture]:
+    """Random architectures within the limits; where none was drawn, the named points within them."""
+    found: dict[Architecture, None] = {}
+    for number in range(DRAWS):
         try:
             architecture = candidates.space.random(1_000 * seed + number)
-            sizes = candidates.sizes(architecture)
+            if architecture not in found and _is_within(candidates, architecture):
+                found[architecture] = None
         except Exception:  # a third-party space may raise anything, and its other points may be sound
             continue
-        if all(over <= 0 for over in candidates.beyond(sizes)[0].values()):
-            found[architecture] = sizes["flops"]
         if len(found) in (DRAWN, candidates.space.size()):
             break
-    if not found:
-        raise JobError(f"none of {10 * DRAWN} random architectures is within the limits of [search]")
-    return found
+    drawn = list(found) or _named(candidates, candidates.space.named())
+    if not drawn:
+        raise JobError(f"none of {DRAWS} random architectures is within the limits of [search]")
+    return drawn
 
 
-def _probe(
-    executor: Executor, drawn: Sequence[Architecture], rung: Rung, images: int, listen: Listener, begin: float
-) -> Probes:
-    """Train some on all workers for a few steps. The first on each worker warm it up and tell nothing."""
-    few = min(images, rung.recipe.images or images, STEPS * rung.recipe.batch_size)
-    short = replace(rung, name="probe", recipe=rung.recipe.model_copy(update={"epochs": 1, "images": few}))
+def _named(candidates: Candidates, names: Iterable[str]) -> list[Architecture]:
+    """Of these named points, those within the limits."""
+    named = candidates.space.named()
+    points = [candidates.space.point(named[name]) for name in names]
+    return [point for point in points if _is_within(candidates, point)]
+
+
+def _is_within(candidates: Candidates, architecture: Architecture) -> bool:
+    return all(over <= 0 for over in candidates.excess(architecture)[0].values())
+
+
+def _probe(driver: Driver, drawn: Sequence[Architecture], began: float) -> Probes:
+    """Train some on all workers for a few steps. The first on each worker warm it up and are not counted."""
+    executor, rung = driver.executor, replace(driver.proxy, name="probe")
     count = executor.slots + max(4, PROBES * executor.slots)
-    waiting = [Job.of(one, short, seed) for seed, one in enumerate(itertools.islice(itertools.cycle(drawn), count))]
+    chosen = itertools.islice(itertools.cycle(drawn), count)
+    waiting = [Job.of(architecture, rung, seed, steps=STEPS) for seed, architecture in enumerate(chosen)]
     submitted: dict[Job, float] = {}
-    found: list[tuple[Measurement, float]] = []
+    measured: list[tuple[Measurement, float]] = []
     started = 0.0
-    while len(found) < count:
+    while len(measured) < count:
         while executor.free and len(submitted) < count:
             job = waiting[len(submitted)]
             submitted[job] = time.perf_counter()
             executor.submit(job)
         for outcome in executor.wait():
-            now, one = time.perf_counter(), outcome.measurement
-            spent = one.cost.get("seconds", 0.0) + one.cost.get("scoring_seconds", 0.0)
-            started = started or now - begin - spent
-            found.append((one, now - submitted[outcome.job] - spent))
-            progress = Progress("plan", done=len(found), running=executor.running, total=count)
-            listen(Event(progress, f"probe {len(found)}", one))
-    told = [pair for pair in found[executor.slots :] if pair[0].status == "done"]
-    if not told:
-        raise JobError(f"no candidate could be trained: {found[-1][0].cause}")
-    return Probes([one for one, _ in told], [over for _, over in told], started)
+            now, measurement = time.perf_counter(), outcome.measurement
+            spent = measurement.cost.get("seconds", 0.0) + measurement.cost.get("scoring_seconds", 0.0)
+            started = started or now - began - spent
+            measured.append((measurement, now - submitted[outcome.job] - spent))
+            progress = Progress("plan", done=len(measured), running=executor.running, total=count)
+            driver.listen(Event(progress, f"probe {len(measured)}", measurement))
+    kept = [pair for pair in measured[executor.slots :] if pair[0].status == "done"]
+    if not kept:
+        raise JobError(f"no candidate could be trained: {measured[-1][0].cause}")
+    return Probes([measurement for measurement, _ in kept], [overhead for _, overhead in kept], started)
 
 
-def _flops_of(candidates: Candidates, names: Iterable[str]) -> list[float]:
-    """FLOPs of named points."""
-    named = candidates.space.named()
-    return [candidates.sizes(candidates.space.point(named[name]))["flops"] for name in names]
+def _steps(rung: Rung, images: int) -> int:
+    """Steps of a training on a split of so many images."""
+    return rung.recipe.steps or rung.epochs * training.steps_of(rung.recipe, images)[0]
+
+
+def _scored(images: int, batch: int) -> tuple[int, int]:
+    """Batches in which so many images are scored after a training in batches of `batch`, and images of each."""
+    count = math.ceil(images / max(SCORED_AT_ONCE, batch))
+    return count, round(images / max(1, count))
+
+
+def _area(rung: Rung) -> float:
+    """Share of an image's pixels, in the mean over a training at this rung."""
+    return speed._mean_area(rung.recipe.resizing or ())
+
+
+def _larger(seconds: Sequence[float]) -> float:
+    """The mean of the larger half."""
+    return fmean(sorted(seconds)[len(seconds) // 2 :])
 
 
 def _makespan(seconds: Iterable[float], slots: int) -> float:
     """Seconds until all are done, each begun on the worker that is free first."""
     loads = [0.0] * slots
-    for one in seconds:
-        heapq.heapreplace(loads, loads[0] + one)
+    for each in seconds:
+        heapq.heapreplace(loads, loads[0] + each)
     return max(loads)
-
-
-def _line(flops: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Slope and level, neither below 0, with the least relative error."""
-    from scipy.optimize import nnls
-
-    each = np.asarray(seconds)
-    slope, level = nnls(np.column_stack([flops, np.ones(len(each))]) / each[:, None], np.ones(len(each)))[0]
-    return float(slope), float(level)

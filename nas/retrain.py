@@ -19,6 +19,9 @@ from nas.space import Architecture
 RANDOM_REFERENCES = 3
 """How many random networks stand for the average one."""
 
+NAMED_REFERENCES = 2
+"""How many textbook networks stand beside the winner."""
+
 RANDOM_DRAWS = 300
 """Draws among which they are looked for."""
 
@@ -26,15 +29,19 @@ SAFETY = 0.85
 """Share of the time that is planned: the rest is for scoring, uneven finishing and noise."""
 
 
-def references(candidates: Candidates, seed: int) -> dict[str, list[Architecture]]:
-    """The rows that a winner is compared with: each point that the space names, and random networks.
+def references(candidates: Candidates, seed: int, ranked: Sequence[str] = ()) -> dict[str, list[Architecture]]:
+    """The rows that a winner is compared with: named points of the space, and random networks.
 
-    Random ones keep the limits on candidates, or come nearest to them where few do; named points are what they are.
+    Of the named points within the limits on candidates, the best `NAMED_REFERENCES` by `ranked` (keys, best first);
+    where none is within them, the first that the space names. Random ones keep the limits, or come nearest to them
+    where few do.
     """
     space = candidates.space
-    rows: dict[str, list[Architecture]] = {}
-    for name, values in space.named().items():
-        rows[name] = [space.point(values)]
+    points = {name: space.point(values) for name, values in space.named().items()}
+    within = {name: one for name, one in points.items() if max([0.0, *candidates.excess(one)[0].values()]) <= 0}
+    places = {key: place for place, key in enumerate(ranked)}
+    ordered = sorted(within or dict([*points.items()][:1]), key=lambda name: places.get(points[name].key, len(places)))
+    rows: dict[str, list[Architecture]] = {name: [points[name]] for name in ordered[:NAMED_REFERENCES]}
     drawn: dict[str, tuple[float, Architecture]] = {}
     for attempt in range(RANDOM_DRAWS):
         try:

@@ -14,7 +14,7 @@ from nas.progress import counted
 from nas.proxy import Job
 from nas.records import Measurement
 from nas.space import Architecture
-from nas.time_plan import FORWARD_SHARE, MARGIN, MOST_EPOCHS, SAVED_FOR_WRITING, TimePlan, time_plan
+from nas.time_plan import FORWARD_SHARE, LEAST_STEPS, MARGIN, MOST_EPOCHS, SAVED_FOR_WRITING, TimePlan, time_plan
 
 TIMED = 4
 """Architectures whose training step is timed."""
@@ -77,7 +77,7 @@ def rung_within_budget(driver: Driver, architecture: Architecture, count: int) -
     step = _step_seconds(driver, architecture)
     left = _left(driver, step) / count
     an_epoch = driver.steps_an_epoch
-    most = max(ladder.LEAST_STEPS, round(MOST_EPOCHS * an_epoch))
+    most = max(LEAST_STEPS, round(MOST_EPOCHS * an_epoch))
     steps = min(most, max(an_epoch, int(MARGIN * left / step)))
     before = int(decided["steps"]) if same else 0
     if before > steps and _was_trained(driver, architecture, driver.timed_rung(before)):

@@ -32,11 +32,11 @@ LEAST_PROXY_SECONDS = 2.0
 LEAST_EPOCHS = 5.0
 """A candidate is too slow for a budget that gives its full training fewer passes over the images than this."""
 
-MOST_EPOCHS = 200.0
-"""Full training has at most so many passes over the images, or `LEAST_STEPS` steps."""
-
-LEAST_STEPS = 1000
+LEAST_STEPS = 2500
 """... and too slow where it has fewer steps than this."""
+
+MOST_EPOCHS = 400.0
+"""Full training has at most so many passes over the images, or `LEAST_STEPS` steps."""
 
 SAVED_FOR_WRITING = 12.0
 """Seconds kept for writing and loading the export, whatever the network."""

@@ -11,8 +11,6 @@ import pytest
 import safetensors.torch
 import sqlalchemy as sql
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nas import retrain
 from nas.candidates import Candidates
@@ -24,7 +22,7 @@ from nas.ladder import Rung
 from nas.progress import Budget, Event
 from nas.proxy import Job, Setting, SpaceSpec
 from nas.records import Measurement, Records
-from nas.retrain import RANDOM_REFERENCES, SAFETY, TYPICAL_SHARE, affordable_epochs, affordable_flops, references
+from nas.retrain import NAMED_REFERENCES, RANDOM_REFERENCES, SAFETY, affordable_epochs, references
 from nas.space import Architecture
 
 SPEC = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})
@@ -43,45 +41,6 @@ def probe(seconds: float = 1.0, images: float = 1000.0, flops: float = 1e6) -> M
 
 
 # ----------------------------------------------------------------------------------- what fits into the time
-
-
-def test_affordable_flops_by_hand() -> None:
-    # a network of 1 MFLOPs an image sees 1000 images a second; 10 winners of 5000 images each, in 500 s and 0.85 of it
-    assert affordable_flops(500, probe(), 10, 0, 5000, 1) == 8_500_000
-    assert affordable_flops(500, probe(), 10, 0, 5000, 2) == 17_000_000
-    assert affordable_flops(500, probe(seconds=2), 10, 0, 5000, 2) == 8_500_000
-    assert affordable_flops(500, probe(flops=2e6), 10, 0, 5000, 1) == 17_000_000
-    assert affordable_flops(500, probe(), 4, 10, 5000, 1) == 8_500_000  # references are typical: 0.6 of the largest
-    assert affordable_flops(500, probe(), 3, 0, 5000, 1) == 28_000_000  # 28.33: two digits
-    assert affordable_flops(1e-9, probe(), 3, 3, 10**6, 1) == 1
-
-
-def test_more_slots_than_trainings_make_no_training_faster() -> None:
-    alone = affordable_flops(500, probe(), 1, 0, 5000, 1)
-    assert affordable_flops(500, probe(), 1, 0, 5000, 64) == alone
-    assert affordable_flops(500, probe(), 3, 4, 5000, 64) == alone
-    assert affordable_flops(500, probe(), 3, 0, 5000, 2) == affordable_flops(500, probe(), 2, 0, 5000, 1)
-
-
-@given(
-    seconds=st.floats(1, 1e5),
-    speed=st.floats(1e-12, 1e-8),
-    seeds=st.integers(1, 5),
-    beside=st.integers(0, 5),
-    slots=st.integers(1, 16),
-)
-def test_what_is_affordable_by_flops_is_affordable_by_epochs(
-    seconds: float, speed: float, seeds: int, beside: int, slots: int
-) -> None:
-    """The largest winner of so many FLOPs, and typical references, do get their epochs in the time; or nearly."""
-    images = 30_000
-    limit = affordable_flops(seconds, probe(seconds=speed * 1e6 * 1000), seeds, beside, 10 * images, slots)
-    trained = [probe(seconds=speed * limit * 1000, flops=limit)] * seeds
-    trained += [probe(seconds=speed * limit * TYPICAL_SHARE * 1000, flops=limit)] * beside
-    epochs = affordable_epochs(seconds, trained, images, slots)
-    assert epochs >= 4  # uneven packing and two digits cost the rest
-    if slots == 1 and limit > 1000:
-        assert epochs in (9, 10)
 
 
 def test_affordable_epochs_by_hand() -> None:
@@ -112,6 +71,19 @@ def test_references_are_the_same_each_time_and_within_the_limits() -> None:
     unlimited = references(candidates(), 0)["random"]
     assert any(limited.excess(architecture)[1] for architecture in unlimited)  # so that the limit did choose
     assert references(candidates(), 1)["random"] != unlimited
+
+
+def test_textbook_references_are_the_best_ranked_within_the_limits() -> None:
+    spec = SpaceSpec.of("inception_resnet", {})
+    limited = Candidates(spec.load(), (1, 8, 8), 10, SearchConfig(max_params=100_000))
+    points = {name: spec.load().point(values) for name, values in spec.load().named().items()}
+    ranked = [points[name].key for name in ("resnet20", "resnet8", "inception-tiny", "resnet8-s2")]
+    rows = references(limited, 0, ranked)
+    assert list(rows) == ["resnet8", "inception-tiny", "random"]
+    assert NAMED_REFERENCES == 2
+    assert len(references(limited, 0)) == NAMED_REFERENCES + 1
+    impossible = Candidates(spec.load(), (1, 8, 8), 10, SearchConfig(max_params=10))
+    assert list(references(impossible, 0)) == [next(iter(points)), "random"]
 
 
 def test_references_come_nearest_to_limits_that_none_keeps(monkeypatch: pytest.MonkeyPatch) -> None:

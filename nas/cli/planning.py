@@ -69,14 +69,20 @@ def drawn(found: Plan) -> Table:
             f"{counted(found.candidates, 'candidate')}{went_on}; {found.candidates_an_hour:,.0f} candidates an hour",
         ),
         ("calibration", found.calibration_seconds, counted(found.calibrated, "full training")),
-        (
-            "retraining",
-            found.retrain_seconds,
-            f"{counted(found.retrained, 'training')} of {counted(found.epochs, 'epoch')}",
-        ),
+        ("retraining", found.retrain_seconds, _retraining(found)),
         ("all", found.seconds, f"{found.memory / 2**20:,.0f} MiB a worker"),
     ]
     for name, seconds, what in parts:
         if seconds:
             table.add_row(name, duration(seconds), what)
     return table
+
+
+def _retraining(found: Plan) -> str:
+    """``winner: 1 training of 8 min, about 5,100 steps``"""
+    steps = int(float(f"{found.steps:.2g}"))
+    references = f"; {counted(found.references, 'reference')} alike" if found.references else ""
+    return (
+        f"winner: {counted(found.trainings, 'training')} of {duration(found.training_seconds)}, "
+        f"about {counted(steps, 'step')}{references}"
+    )

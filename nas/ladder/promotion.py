@@ -30,22 +30,32 @@ Key = TypeVar("Key", bound=Hashable)
 class Policy:
     """How the budget is spent. The default is the engine's.
 
-    `full` is full training's share of the budget (see `share`); the rungs below share the rest evenly. Newcomers are
-    chosen by their outlook, less `variety` deviations for each candidate of the same family that was tried before:
-    every kind gets a hearing before a common one gets many. The ranker is refitted when outcomes have grown by `refit`.
+    `full` is full training's share of the budget, where the rung below costs a ninth or more; the rungs below share the
+    rest evenly. Where the rung below is cheaper, full training gets less: `cheap` / (`cheap` + cost ratio). The first
+    full training waits until `wait` of the lower rungs' budget is spent: it is then chosen among more candidates.
+
+    An untrained candidate is chosen by its predicted score, less `variety` deviations times the root of the number of
+    tried candidates of its size. So a rare size is tried before a common one is tried often. But where sizes lie far
+    apart, the trend tells them apart, and `variety` would only lead away from the better sizes. It falls to a half
+    where neighbouring sizes are `apart` deviations apart by the presumed trend, and to nothing beyond.
+    The ranker is refitted when outcomes have grown by `refit`.
     """
 
     full: float = 2 / 3
-    variety: float = 0.2
+    cheap: float = 18.0
+    wait: float = 0.5
+    variety: float = 0.4
+    apart: float = 0.012
     refit: float = 0.1
     beliefs: Beliefs = field(default_factory=Beliefs)
 
     def share(self, costs: Sequence[float]) -> float:
-        """Full training's share of the budget: `full`, but not so much that more than half of a rung went on to it."""
+        """Full training's share of the budget: at most `full`, and at most half of a rung is promoted to it."""
         if len(costs) == 1:
             return 1.0
-        most = 0.5 * costs[-1] / costs[-2] / (len(costs) - 1)  # times the share of all that is below
-        return min(self.full, most / (1 + most))
+        ratio = costs[-1] / costs[-2]
+        most = 0.5 * ratio / (len(costs) - 1)  # times the share of all that is below
+        return min(self.full, self.cheap / (self.cheap + ratio), most / (1 + most))
 
 
 class Promotion(Generic[Key]):
@@ -236,11 +246,14 @@ class Promotion(Generic[Key]):
     def _by_need(self) -> list[int]:
         """Rungs in use, the one furthest behind its share first.
 
-        Full training is due when a whole one fits into its share of what is spent, so that the last comes last.
+        Full training is due when a whole one fits into its share of what is spent, so that the last comes last; and
+        none before the rungs below have spent the share that it waits for.
         """
         planned = self._planned()
         step = self._step * np.array([0.5] * (self._rungs - 1) + [1.0])
         behind = (self._spent + step) / planned
+        if self._rungs > 1:
+            behind[-1] = self._policy.wait + (1 - self._policy.wait) * behind[-1]
         if self._held is not None:
             behind[-1] = math.inf if self._held else -math.inf
         return [int(rung) for rung in np.argsort(behind, kind="stable")]
@@ -289,11 +302,12 @@ class Promotion(Generic[Key]):
         return bool(2 * (went + 1) > max(2, seen))
 
     def _crowded(self) -> Floats:
-        """What each candidate loses because others of its family were tried."""
+        """What each candidate loses because others of its size were tried: less where sizes lie far apart."""
         assert self._pool is not None
         family = self._pool.family
         tried = np.bincount(family[(self._state != IDLE).any(axis=1)], minlength=len(family))
-        return np.asarray(self._policy.variety * tried[family])
+        variety = self._policy.variety / (1 + (self._pool.spacing / self._policy.apart) ** 2)
+        return np.asarray(variety * np.sqrt(tried[family]))
 
     def _first(self, able: NDArray[np.bool_], values: Floats) -> int:
         candidates = np.flatnonzero(able)

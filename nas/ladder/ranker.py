@@ -119,6 +119,11 @@ class Pool:
         _, family = _distinct(read[:, kin])
         return cls(values, slopes, doubts, row, family, kin, tuple(readings))
 
+    @property
+    def spacing(self) -> float:
+        """Mean distance of neighbouring sizes, in deviations of the full score, as the presumed trend has it."""
+        return float(np.ptp(self.values @ self.slopes)) / (int(self.family.max()) + 1)
+
     def read(self, features: Floats) -> Floats:
         """The values (N, F) of others than the pool's own candidates, from (N, features)."""
         features = np.asarray(features, dtype=np.float64)
