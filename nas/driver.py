@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from nas import auxiliary, complexity, executor, ladder, task
+from nas import auxiliary, complexity, executor, ladder, precision, task
 from nas import config as configuration
 from nas import retrain as retraining
 from nas.candidates import Candidates, Prices
@@ -192,7 +192,11 @@ def driving(
         on_gpu = pool.on_gpu if workers else _began_on_gpu(config, pool.on_gpu)
         plan = _time_plan(config, existing, pool.slots)
         resizing = () if plan is None else usable_resizing(config, space, data)
-        suited = ladder.decided(config, data.augmentations, on_gpu, len(data.train), resizing)
+        cpu_precision = None if existing is None else existing.fact("cpu_precision")
+        if cpu_precision is None and not on_gpu:
+            cpu_precision = precision.of_cpu(config, space, data)
+        automatic = "bfloat16" if on_gpu else cpu_precision
+        suited = ladder.decided(config, data.augmentations, automatic, len(data.train), resizing)
         now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)
         if usable is not None:
@@ -213,6 +217,8 @@ def driving(
             records.set_fact("image", [*data.input_shape, len(data.classes)])
             records.set_fact("validation_images", len(data.validation))
             records.set_fact("test_images", 0 if data.test is None else len(data.test))
+            if cpu_precision is not None:
+                records.set_fact("cpu_precision", cpu_precision)
             if plan is not None:
                 records.set_fact("time_plan", asdict(plan))
             wanted = config.search
@@ -407,4 +413,6 @@ def _began_on_gpu(config: Config, here: bool) -> bool:
     """Whether the experiment began on GPUs, as automatic precision tells; `here` where it has not begun yet."""
     records = existing_records(config.database, config.experiment)
     began = records.fact("meaning") if records is not None else None
+    if records is not None and records.fact("cpu_precision") is not None:
+        return False
     return here if began is None else bool(began["proxy.precision"] == "bfloat16")

@@ -32,7 +32,7 @@ from nas.search import POLICY
 from nas.space import Architecture, Shape
 from nas.time_plan import MARGIN, SAVED_FOR_WRITING, TimePlan, search_share
 
-DRAWN = 20
+DRAWN = 12
 """Random architectures that stand for the space."""
 
 DRAWS = 100

@@ -48,13 +48,13 @@ class Budget:
     """
 
     def __init__(self, records: Records, seconds: float | None, began: float | None = None) -> None:
-        """`began` is when this run began, as `time.monotonic` tells; None: now."""
+        """`began` is when this run began, as `time.monotonic` tells, and with it the search; None: now, without one."""
         self.seconds = seconds
         self._records = records
         spent = records.fact("spent", {})
         self._search = float(spent.get("search", 0.0))
         self._rest = float(spent.get("rest", 0.0))
-        self._in_search = False
+        self._in_search = began is not None
         self._since = time.monotonic() if began is None else began
 
     def enter(self, search: bool) -> None:

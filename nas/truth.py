@@ -118,7 +118,9 @@ def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Pa
         else random_architectures(space, wanted.architectures, config.seed)
     )
     with start(config.executor) as executor:
-        decided = ladder.decided(config, data.augmentations, executor.on_gpu, len(data.train))
+        decided = ladder.decided(
+            config, data.augmentations, "bfloat16" if executor.on_gpu else "float32", len(data.train)
+        )
         fields = set(Recipe.model_fields)
         recipe, full = (Recipe(**one.model_dump(include=fields)) for one in (decided.proxy, decided.retrain))
         full = full.model_copy(update={"epochs": wanted.full_epochs or ladder.retrain_epochs(full, len(data.train))})

@@ -178,7 +178,7 @@ def test_cells_of_named_points() -> None:
         ({"side_kinds": ["5x5", "pool"]}, {"googlenet-small"}),
         ({"mains": ["3x3"]}, {"vgg-small", "vgg-pool", "vgg-wide", "inception-tiny"}),
     ],
-    ids=str,
+    ids=["gelu", "one side", "deep", "two stages", "sides", "one main"],
 )
 def test_points_out_of_the_ranges_are_left_out(keys: dict[str, Any], names: set[str]) -> None:
     assert set(space(**keys).named()) == names

@@ -102,16 +102,6 @@ def test_bad_input_is_refused_before_torch_starts(results: Path) -> None:
 # --------------------------------------------------------------------------------------------------- shape
 
 
-def test_no_module_is_longer_than_400_lines() -> None:
-    lengths = {
-        str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines())
-        for package in ("nas", "search_spaces")
-        for file in (ROOT / package).rglob("*.py")
-    }
-    assert len(lengths) > 20
-    assert {file: length for file, length in lengths.items() if length > 400} == {}
-
-
 def test_the_public_names() -> None:
     assert nas.__all__ == ["Experiment"]
     with pytest.raises(AttributeError, match="no attribute 'Experimnet'"):

@@ -36,9 +36,7 @@ def test_the_parts_of_a_budget_are_within_it(seconds: float, count: int, share: 
 @given(budgets, workers)
 def test_a_rung_takes_three_times_the_seconds_of_the_one_below(seconds: float, count: int) -> None:
     each = time_plan(seconds, count).rung_seconds()
-    assert [after / before for before, after in itertools.pairwise(each)] == [pytest.approx(FACTOR)] * (
-        len(each) - 1
-    )
+    assert [after / before for before, after in itertools.pairwise(each)] == [pytest.approx(FACTOR)] * (len(each) - 1)
 
 
 @given(workers)

@@ -25,8 +25,10 @@ from nas.cli.options import (
     Name,
     NewName,
     NewResults,
+    References,
     Results,
     Seed,
+    Seeds,
     Set,
     Space,
     Time,
@@ -87,6 +89,8 @@ def run(
     seed: Seed = None,
     workers: Workers = None,
     calibrate: Calibrate = None,
+    seeds: Seeds = None,
+    references: References = None,
     results: NewResults = None,
     set_: Set = None,
     verbose: Verbose = False,
@@ -95,6 +99,7 @@ def run(
     from nas.experiment import Experiment
 
     keys = keys_of(name, space, data, data_dir, trials, time, seed, workers, calibrate, results)
+    keys |= {"retrain.seeds": seeds, "retrain.references": references}
     experiment = Experiment(config=configuration.resume(config, set_ or (), **keys))
     with watching(experiment, verbose):
         exported = experiment.run()

@@ -43,6 +43,11 @@ Workers = Annotated[int | None, typer.Option(help="Long-lived workers.")]
 Calibrate = Annotated[
     int | None, typer.Option(help="Candidates that are also trained fully, to see how far the ranking can be trusted.")
 ]
+Seeds = Annotated[int | None, typer.Option(help="Trainings of the winner, each from its own seed.")]
+References = Annotated[
+    bool | None,
+    typer.Option("--references/--no-references", help="Train textbook and random networks beside the winner."),
+]
 NewResults = Annotated[Path | None, typer.Option("--results", help="Folder of the experiments.")]
 
 

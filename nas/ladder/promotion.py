@@ -44,7 +44,7 @@ class Policy:
     full: float = 2 / 3
     cheap: float = 18.0
     wait: float = 0.5
-    variety: float = 0.4
+    variety: float = 0.5
     apart: float = 0.012
     refit: float = 0.1
     beliefs: Beliefs = field(default_factory=Beliefs)

@@ -5,7 +5,7 @@ rung speaks about every candidate's full score, with weights that follow from fo
 
 1. *Own*: a candidate's scores at two rungs correlate, the less the further apart their costs are.
 2. *Family*: candidates of the same size (parameters and FLOPs; so mostly of the same operations) resemble one another,
-   after full training more than after a short one.
+   after full training more than after a short one. A size that many candidates share says less of each.
 3. *Trend*: a bigger network is better by `size_slope` deviations per e-fold of its parameters, until the outcomes
    say otherwise; of other features, among them the space's choices (`nas.ladder.choices`), nothing is presumed but
    that they may matter. Slopes count for less at cheap rungs, where big networks lag.
@@ -49,6 +49,7 @@ class Beliefs:
     choice_doubt: float = 2.0  # deviation of the slopes of all choices together, in slope_doubt
     slope_kept: float = 0.8  # correlation of slopes over a factor of 3 in cost
     family: float = 0.6  # share of the variance of full scores that families explain
+    family_common: float = 0.45  # what is left of that share where very many candidates have the same size
     family_fade: float = 0.15  # less of it for each factor of 3 in cost
     family_width: float = 0.004  # in e-folds (or deviations): what counts as the same feature
     family_kept: float = 0.95  # correlation of a family's means over a factor of 3 in cost
@@ -119,6 +120,13 @@ class Pool:
         _, family = _distinct(read[:, kin])
         return cls(values, slopes, doubts, row, family, kin, tuple(readings))
 
+    def members(self, values: Floats) -> Ints:
+        """How many of the pool's candidates have the size of each of these (N, F)."""
+        _, first, counts = np.unique(self.family, return_index=True, return_counts=True)
+        sizes = self.values[self.row[first]][:, self.kin]
+        counted = {size.tobytes(): int(count) for size, count in zip(sizes, counts, strict=True)}
+        return np.array([counted.get(size.tobytes(), 0) for size in values[:, self.kin]], dtype=np.int64)
+
     @property
     def spacing(self) -> float:
         """Mean distance of neighbouring sizes, in deviations of the full score, as the presumed trend has it."""
@@ -155,6 +163,15 @@ class Observations:
         return Observations(self.candidate[chosen], self.rung[chosen], self.score[chosen], self.signals[chosen])
 
 
+@dataclass(frozen=True)
+class Points:
+    """Where scores are: values (N, F) of the candidates, their rungs, and what is left of their family share."""
+
+    values: Floats
+    rung: Ints
+    kept: Floats
+
+
 class Ranker:
     """Predicts full scores, in standard deviations. `costs` of the rungs ascend; the last is of full training."""
 
@@ -162,9 +179,9 @@ class Ranker:
         self._beliefs = told = beliefs or Beliefs()
         thirds = np.log(np.asarray(costs, dtype=np.float64) / costs[-1]) / math.log(3)  # 0 at full training, else < 0
         apart = np.abs(thirds[:, None] - thirds[None])
-        family = np.clip(told.family + told.family_fade * thirds, 0.05, None)
-        self._family = np.sqrt(np.outer(family, family)) * told.family_kept**apart
-        self._own = np.sqrt(np.outer(1 - family, 1 - family)) * told.own_kept**apart + told.noise * np.eye(len(costs))
+        self._share = np.clip(told.family + told.family_fade * thirds, 0.05, None)
+        self._family = np.sqrt(np.outer(self._share, self._share)) * told.family_kept**apart
+        self._own_kept = told.own_kept**apart
         self._trend = np.clip(1 + thirds / 3, 0.0, None)
         self._slopes = told.slope_doubt**2 * told.slope_kept**apart
         self._top = len(costs) - 1
@@ -179,30 +196,43 @@ class Ranker:
         from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
         at, rung = seen.candidate, seen.rung
-        values = pool.values[pool.row[at]]
-        known = self._kernel(pool, values, rung, values, rung)
+        kept = self.kept(pool, pool.values)
+        points = Points(pool.values[pool.row[at]], rung, kept[pool.row[at]])
+        known = self._kernel(pool, points, points)
         known += self._beliefs.level * (rung[:, None] == rung[None])
-        known += self._own[rung[:, None], rung[None]] * (at[:, None] == at[None])
+        same = at[:, None] == at[None]
+        known += self._own(rung[:, None], rung[None], points.kept) * same
         factor = cho_factor(known + 1e-6 * np.eye(len(at)), lower=True)
-        weights = cho_solve(factor, self.standardised(seen) - self._trend[rung] * (values @ pool.slopes))
+        weights = cho_solve(factor, self.standardised(seen) - self._trend[rung] * (points.values @ pool.slopes))
 
-        cross = self._to_full(pool, pool.values, values, rung)
+        cross = self._to_full(pool, pool.values, kept, points)
         slopes = self._slopes[-1, -1] * ((pool.values * pool.doubts) ** 2).sum(axis=1)
-        prior = self._family[-1, -1] + self._own[-1, -1] + slopes
+        prior = self._family[-1, -1] * kept + self._own(self._top, self._top, kept) + slopes
         drift = self._trend[-1] * (pool.values @ pool.slopes)
         mean = (drift + cross @ weights)[pool.row]
         variance = (prior - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0))[pool.row]
 
         tried = np.unique(at)  # these have scores of their own too
         row = pool.row[tried]
-        cross = cross[row] + self._own[self._top, rung][None] * (tried[:, None] == at[None])
+        own = self._own(self._top, rung, points.kept)
+        cross = cross[row] + own[None] * (tried[:, None] == at[None])
         mean[tried] = drift[row] + cross @ weights
         variance[tried] = prior[row] - (solve_triangular(factor[0], cross.T, lower=True) ** 2).sum(axis=0)
-        return Fit(self, pool, values, rung, weights, mean, np.sqrt(np.clip(variance, 1e-6, None)))
+        return Fit(self, pool, points, weights, mean, np.sqrt(np.clip(variance, 1e-6, None)))
 
-    def _to_full(self, pool: Pool, values: Floats, seen: Floats, rung: Ints) -> Floats:
+    def kept(self, pool: Pool, values: Floats) -> Floats:
+        """What is left of the family share of candidates (N, F): all where nobody shares their size, else less."""
+        least = self._beliefs.family_common
+        return least + (1 - least) / np.maximum(pool.members(values), 1)
+
+    def _own(self, one_rung: Ints | int, other_rung: Ints | int, kept: Floats) -> Floats:
+        """Covariance of a candidate's own part at two rungs, where `kept` of the family share is left to its family."""
+        left = np.sqrt((1 - self._share[one_rung] * kept) * (1 - self._share[other_rung] * kept))
+        return np.asarray(left * self._own_kept[one_rung, other_rung] + self._beliefs.noise * (one_rung == other_rung))
+
+    def _to_full(self, pool: Pool, values: Floats, kept: Floats, seen: Points) -> Floats:
         """Covariance of full scores of candidates with these values with the outcomes that were seen."""
-        return self._kernel(pool, values, np.full(len(values), self._top), seen, rung)
+        return self._kernel(pool, Points(values, np.full(len(values), self._top), kept), seen)
 
     def standardised(self, seen: Observations) -> Floats:
         """Each outcome as a normal score among those at its rung; one number from all signals where enough went on."""
@@ -240,13 +270,15 @@ class Ranker:
         said[went] = cross_val_predict(ridge, inputs[went], beyond, cv=4)
         return _normal_scores(scores + said)
 
-    def _kernel(self, pool: Pool, a: Floats, one_rung: Ints, b: Floats, other_rung: Ints) -> Floats:
-        """Covariance of what families share, of (values, rung) with (values, rung)."""
+    def _kernel(self, pool: Pool, one: Points, other: Points) -> Floats:
+        """Covariance of what families share, and of the trend."""
         from scipy.spatial.distance import cdist
 
-        apart = cdist(a[:, pool.kin], b[:, pool.kin], "sqeuclidean") / self._beliefs.family_width**2
-        alike = self._family[one_rung[:, None], other_rung[None]] * np.exp(-0.5 * np.minimum(apart, 100.0))
-        slopes = self._slopes[one_rung[:, None], other_rung[None]] * (a * pool.doubts**2 @ b.T)
+        rungs = one.rung[:, None], other.rung[None]
+        apart = cdist(one.values[:, pool.kin], other.values[:, pool.kin], "sqeuclidean") / self._beliefs.family_width**2
+        alike = self._family[rungs] * np.exp(-0.5 * np.minimum(apart, 100.0))
+        alike *= np.sqrt(one.kept[:, None] * other.kept[None])
+        slopes = self._slopes[rungs] * (one.values * pool.doubts**2 @ other.values.T)
         return np.asarray(alike + slopes)
 
 
@@ -256,8 +288,7 @@ class Fit:
 
     ranker: Ranker
     pool: Pool
-    values: Floats  # of the outcomes' candidates
-    rung: Ints
+    points: Points  # where the outcomes are
     weights: Floats
     mean: Floats
     deviation: Floats
@@ -265,7 +296,7 @@ class Fit:
     def of_others(self, features: Floats) -> Floats:
         """Mean full score of candidates (N, features) that are not of the pool."""
         values = self.pool.read(features)
-        cross = self.ranker._to_full(self.pool, values, self.values, self.rung)
+        cross = self.ranker._to_full(self.pool, values, self.ranker.kept(self.pool, values), self.points)
         return np.asarray(self.ranker._trend[-1] * (values @ self.pool.slopes) + cross @ self.weights)
 
 

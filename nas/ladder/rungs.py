@@ -170,19 +170,18 @@ def learning_rate(recipe: Recipe, batch: int) -> float:
 
 
 def decided(
-    config: Config, augmentations: tuple[str, ...], on_gpu: bool, train_images: int, resizing: Resizing = ()
+    config: Config, augmentations: tuple[str, ...], precision: str, train_images: int, resizing: Resizing = ()
 ) -> Config:
-    """The config with what is left open decided: augmentation, batch and rate by the data, precision by the device.
+    """The config with what is left open decided: batch size and learning rate by the number of images.
 
-    `resizing` is what recipes have that do not say.
+    `augmentations`, `precision` and `resizing` are those of recipes that do not say.
     """
 
     def resolved(recipe: Recipe) -> Recipe:
         batch = batch_size(recipe, train_images)
-        automatic = "bfloat16" if on_gpu else "float32"
         update = {
             "augment": augmentations if recipe.augment is None else recipe.augment,
-            "precision": automatic if recipe.precision == "auto" else recipe.precision,
+            "precision": precision if recipe.precision == "auto" else recipe.precision,
             "batch_size": batch,
             "learning_rate": learning_rate(recipe, batch),
             "resizing": resizing if recipe.resizing is None else recipe.resizing,
