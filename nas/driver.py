@@ -181,6 +181,8 @@ def driving(
     space = spec.load()
     existing = existing_records(config.database, config.experiment)
     full = None if existing is None else existing.fact("full_epochs_at_start")  # another [retrain] moves no rung
+    if not workers or config.executor.kind == "in-process":
+        importlib.import_module("torch._dynamo")  # two threads must not import it at once
     loading = _in_background(lambda: _prepared(config))  # Ray takes seconds to start
     if wait([loading], timeout=0.2).done:
         loading.result()  # a wrong name shows at once
@@ -192,10 +194,10 @@ def driving(
         on_gpu = pool.on_gpu if workers else _began_on_gpu(config, pool.on_gpu)
         plan = _time_plan(config, existing, pool.slots)
         resizing = () if plan is None else usable_resizing(config, space, data)
-        cpu_precision = None if existing is None else existing.fact("cpu_precision")
+        cpu_precision: precision.Precision | None = None if existing is None else existing.fact("cpu_precision")
         if cpu_precision is None and not on_gpu:
             cpu_precision = precision.of_cpu(config, space, data)
-        automatic = "bfloat16" if on_gpu else cpu_precision
+        automatic = "bfloat16" if on_gpu or cpu_precision is None else cpu_precision
         suited = ladder.decided(config, data.augmentations, automatic, len(data.train), resizing)
         now = meaning(suited, space, data, spec.source)
         refuse_changes(config, now)

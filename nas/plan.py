@@ -348,7 +348,7 @@ def _scored(images: int, batch: int) -> tuple[int, int]:
 
 def _area(rung: Rung) -> float:
     """Share of an image's pixels, in the mean over a training at this rung."""
-    return speed._mean_area(rung.recipe.resizing or ())
+    return speed.mean_area(rung.recipe.resizing or ())
 
 
 def _larger(seconds: Sequence[float]) -> float:

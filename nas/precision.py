@@ -5,7 +5,7 @@ Scores are always computed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Literal
 
@@ -31,7 +31,7 @@ REPEATS = 3
 
 def native_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 numbers itself; where torch cannot tell, it does not."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) is True for name in NATIVE)
 
 

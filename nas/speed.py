@@ -130,7 +130,7 @@ def _timed(driver: Driver) -> dict[str, object]:
         raise SearchError("no network of the space could be trained")
     recipe = rungs[0].recipe
     batch = ladder.batch_size(recipe, train)
-    area = _mean_area(recipe.resizing or ())
+    area = mean_area(recipe.resizing or ())
     samples = {rung.key: [_sample(driver, one, batch, area) for one in found if one.rung == rung.key] for rung in rungs}
     worker = CostModel.fit(samples[rungs[0].key])
     whole = CostModel.fit(samples[rungs[1].key], worker)
@@ -176,7 +176,7 @@ def _sample(driver: Driver, one: Measurement, batch: int, area: float) -> Sample
     return Sample(scaled(work, area), batch, one.cost["step_seconds"])
 
 
-def _mean_area(resizing: ladder.Resizing) -> float:
+def mean_area(resizing: ladder.Resizing) -> float:
     """Share of an image's pixels, in the mean over a training that begins with smaller images."""
     area, start = 0.0, 0.0
     for share, until in resizing:

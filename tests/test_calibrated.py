@@ -105,6 +105,7 @@ def test_the_board_ranks_by_predictions_and_who_has_none_comes_after() -> None:
 
 SMALL: dict[str, Any] = {
     "executor.kind": "in-process",
+    "space.name": "inception",
     "space.widths": [8, 8],
     "space.stem": [8, 8],
     "space.cells": [1, 2],

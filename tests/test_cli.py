@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 SMALL = [
-    *("--set", "executor.kind=in-process", "--set", "space.widths=[8,8]", "--set", "space.stem=[8,8]"),
+    *(
+        "--set",
+        "executor.kind=in-process",
+        "--set",
+        "space.name=inception",
+        "--set",
+        "space.widths=[8,8]",
+        "--set",
+        "space.stem=[8,8]",
+    ),
     *("--set", "proxy.epochs=1", "--set", "retrain.epochs=1", "--set", "retrain.seeds=1", "--trials", "3"),
 ]
 

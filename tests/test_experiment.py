@@ -24,6 +24,7 @@ from nas.records import existing_records
 
 SMALL: dict[str, Any] = {
     "executor.kind": "in-process",
+    "space.name": "inception",
     "space.widths": [8, 8],
     "space.stem": [8, 8],
     "space.cells": [1, 2],
@@ -420,7 +421,13 @@ def test_a_space_of_ones_own_searches_trains_with_towers_retrains_and_exports(tm
 
 
 def test_the_study_is_optunas_and_there_is_none_before_the_beginning(tmp_path: Path) -> None:
-    small = {"space.widths": [8], "space.stem": [8, 8], "executor.kind": "in-process", "proxy.epochs": 1}
+    small = {
+        "space.name": "inception",
+        "space.widths": [8],
+        "space.stem": [8, 8],
+        "executor.kind": "in-process",
+        "proxy.epochs": 1,
+    }
     keys = {key.replace(".", "__"): value for key, value in small.items()}
     experiment = nas.Experiment("s", results=str(tmp_path / "results"), ladder__rungs=1, **keys)
     with pytest.raises(ExperimentError, match="has not begun"):

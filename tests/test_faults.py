@@ -69,6 +69,7 @@ class Place:
 
     def command(self, *more: str, trials: int) -> list[str]:
         settings = {
+            "space.name": "inception",
             "space.widths": "[8,8,8]",
             "space.stem": "[8,8]",
             "space.notes": str(self.notes),

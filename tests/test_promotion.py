@@ -134,6 +134,43 @@ def test_whatever_comes(
             assert np.isfinite([scores[key, r] for r in earlier]).all(), "what failed drops out"
 
 
+def first_newcomers(params: np.ndarray, count: int) -> np.ndarray:
+    """Sizes of the first candidates that are tried, while nothing comes back."""
+    costs = np.tile([0.01, 1.0], (len(params), 1))
+    promotion: Promotion[int] = Promotion([0.01, 1.0], 6.0, ["params"])
+    promotion.offer(range(len(params)), params[:, None], costs)
+    started = [promotion.next() for _ in range(count)]
+    return np.array([params[training[0]] for training in started if training is not None])
+
+
+def test_near_sizes_take_turns_and_far_ones_are_tried_by_the_trend() -> None:
+    near = first_newcomers(np.repeat(np.geomspace(1e6, 1.1e6, 10), 50), 20)
+    assert set(np.unique(near, return_counts=True)[1]) == {2}
+    far = first_newcomers(np.repeat(np.geomspace(1e5, 1e7, 10), 50), 20)
+    assert len(np.unique(far)) < 5
+    assert far.min() > 1e6
+
+
+def test_full_training_waits_until_there_is_something_to_choose_from() -> None:
+    params = np.full(200, 1e6)
+    promotion: Promotion[int] = Promotion([0.05, 1.0], 6.0, ["params"])
+    promotion.offer(range(200), params[:, None], np.tile([0.05, 1.0], (200, 1)))
+    low, before = 0, []
+    while (training := promotion.next()) is not None:
+        low += training[1] == 0
+        before += [low] if training[1] == 1 else []
+        promotion.tell(*training, float(training[0]))
+    assert len(before) == 3
+    assert before[0] >= 0.5 * low
+    assert before[-1] == low
+
+
+def test_the_cheaper_the_rung_below_the_less_full_training_gets() -> None:
+    shares = [Policy().share([1 / ratio, 1.0]) for ratio in (9, 17, 27, 81)]
+    assert shares[0] == pytest.approx(2 / 3)
+    assert shares == sorted(shares, reverse=True)
+
+
 def test_workers_stay_busy_until_the_end() -> None:
     scores, costs = table(0, 200, 4, 0.0, uneven=True)
     for workers in (1, 2, 4):

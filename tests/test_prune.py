@@ -258,7 +258,13 @@ def test_fine_tuning_is_calmer_and_has_no_towers() -> None:
 # --------------------------------------------------------------------------------------------- through the commands
 
 KEYS = [
-    *("executor.kind=in-process", "space.widths=[16,16]", "space.stem=[16,16]", "space.cells=[2,2]"),
+    *(
+        "executor.kind=in-process",
+        "space.name=inception",
+        "space.widths=[16,16]",
+        "space.stem=[16,16]",
+        "space.cells=[2,2]",
+    ),
     *("proxy.images=256", "proxy.epochs=1", "retrain.epochs=2", "retrain.images=512", "retrain.references=false"),
 ]
 SMALL = [word for key in KEYS for word in ("--set", key)]

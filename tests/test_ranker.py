@@ -99,6 +99,18 @@ def test_a_column_that_says_nothing_leaves_families_together() -> None:
     assert mean.reshape(9, 6)[4].min() > mean.reshape(9, 6)[[0, 8]].max()
 
 
+def test_a_size_that_many_share_says_less_of_each() -> None:
+    """One of each of two sizes was trained; what that says of others of its size depends on how many there are."""
+
+    def difference(members: int) -> float:
+        params = np.repeat([1e6, 1.03e6], members)
+        seen = outcomes([(0, 3, 1.0), (members, 3, 0.0)])
+        mean, _ = Ranker(COSTS).predict(pool(params), seen)
+        return float(mean[1] - mean[-1])
+
+    assert difference(2) > 1.3 * difference(500) > 0
+
+
 def test_a_longer_training_says_more() -> None:
     params = sizes(4, 1e6, 1.001e6)
     short = [(0, 0, 0.9), (1, 0, 0.1), (2, 0, 0.5), (3, 0, 0.5)]

@@ -28,7 +28,14 @@ SPACE = search_spaces.load("inception", {"widths": [8, 8], "stem": [8, 8], "cell
 Command = Callable[..., Any]
 
 KEYS = [
-    *("executor.kind=in-process", "space.widths=[8,8]", "space.stem=[8,8]", "space.cells=[2,2]", "proxy.images=256"),
+    *(
+        "executor.kind=in-process",
+        "space.name=inception",
+        "space.widths=[8,8]",
+        "space.stem=[8,8]",
+        "space.cells=[2,2]",
+        "proxy.images=256",
+    ),
     *("proxy.epochs=1", "retrain.epochs=1", "retrain.images=512", "retrain.references=false"),
 ]
 SMALL = [word for key in KEYS for word in ("--set", key)]

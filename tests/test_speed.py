@@ -122,8 +122,8 @@ def test_smaller_images_make_a_step_cheaper() -> None:
 
 
 def test_the_area_is_the_mean_over_a_training() -> None:
-    assert speed._mean_area(()) == 1
-    assert speed._mean_area(((0.5, 0.6), (0.7, 0.85))) == pytest.approx(0.6 * 0.25 + 0.25 * 0.49 + 0.15)
+    assert speed.mean_area(()) == 1
+    assert speed.mean_area(((0.5, 0.6), (0.7, 0.85))) == pytest.approx(0.6 * 0.25 + 0.25 * 0.49 + 0.15)
 
 
 @pytest.mark.parametrize(

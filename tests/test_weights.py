@@ -213,7 +213,13 @@ def test_a_space_of_many_takes_the_architecture_of_the_weights(tmp_path: Path) -
     config = configuration.read(
         None,
         (),
-        **{"space.widths": [8, 8], "space.stem": [8, 8], "space.cells": [1, 2], "executor.kind": "in-process"},
+        **{
+            "space.name": "inception",
+            "space.widths": [8, 8],
+            "space.stem": [8, 8],
+            "space.cells": [1, 2],
+            "executor.kind": "in-process",
+        },
         results=str(tmp_path),
     )
     experiment = library.Experiment("t", config=config, retrain__epochs=1, retrain__images=128, retrain__seeds=1)

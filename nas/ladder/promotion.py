@@ -36,8 +36,8 @@ class Policy:
 
     An untrained candidate is chosen by its predicted score, less `variety` deviations times the root of the number of
     tried candidates of its size. So a rare size is tried before a common one is tried often. But where sizes lie far
-    apart, the trend tells them apart, and `variety` would only lead away from the better sizes. It falls to a half
-    where neighbouring sizes are `apart` deviations apart by the presumed trend, and to nothing beyond.
+    apart, the trend tells them apart, and `variety` would only lead away from the better sizes. It is about half where
+    neighbouring sizes are `apart` deviations apart by the presumed trend, and its share `least` where much further.
     The ranker is refitted when outcomes have grown by `refit`.
     """
 
@@ -46,6 +46,7 @@ class Policy:
     wait: float = 0.5
     variety: float = 0.5
     apart: float = 0.012
+    least: float = 0.12
     refit: float = 0.1
     beliefs: Beliefs = field(default_factory=Beliefs)
 
@@ -306,8 +307,8 @@ class Promotion(Generic[Key]):
         assert self._pool is not None
         family = self._pool.family
         tried = np.bincount(family[(self._state != IDLE).any(axis=1)], minlength=len(family))
-        variety = self._policy.variety / (1 + (self._pool.spacing / self._policy.apart) ** 2)
-        return np.asarray(variety * np.sqrt(tried[family]))
+        share = max(self._policy.least, 1 / (1 + (self._pool.spacing / self._policy.apart) ** 2))
+        return np.asarray(self._policy.variety * share * np.sqrt(tried[family]))
 
     def _first(self, able: NDArray[np.bool_], values: Floats) -> int:
         candidates = np.flatnonzero(able)
