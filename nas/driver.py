@@ -83,6 +83,8 @@ class Driver:
     """How the time budget is spent, where candidates train for seconds."""
     given: Config = field(default_factory=Config)
     """The config as the user gave it, with what it leaves open."""
+    started_in: float = 0.0
+    """Seconds from the beginning of the run until the driver was open."""
     _workers_have: str = field(default="", init=False)
 
     def candidates(self, prices: Prices | None = None, max_step_seconds: float | None = None) -> Candidates:
@@ -271,13 +273,13 @@ def _time_plan(config: Config, existing: Records | None, workers: int) -> TimePl
     """
     known = None if existing is None else existing.fact("time_plan")
     begun = existing is not None and existing.fact("meaning") is not None
-    proxy, time = config.proxy, config.search.time
+    proxy, seconds = config.proxy, config.search.time
     given = proxy.epochs is not None or proxy.steps is not None or proxy.shrink != 1 or proxy.width != 1
     if (begun and known is None) or given or config.search.calibrate:
         return None
-    if time is None:
+    if seconds is None:
         return None if known is None else TimePlan(**known)
-    plan = time_plan(time, workers, config.search.share, config.ladder.rungs)
+    plan = time_plan(seconds, workers, config.search.share, config.ladder.rungs)
     return plan if known is None else replace(plan, proxy=known["proxy"], rungs=known["rungs"])
 
 

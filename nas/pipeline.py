@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +41,12 @@ CALIBRATION_SEEDS = 1000
 SEARCHED = 0.6
 """Share of the search's time after which a calibrated one proposes nothing more; the rest is full trainings'."""
 
-AUGMENTATIONS = (("crop",), ("crop", "flip"), ("crop", "flip", "cutout"))
-"""Augmentations that are tried on images of the user's own, the most cautious first."""
+AUGMENTATIONS = (("crop", "flip"), ("crop",))
+"""Augmentations that are tried on images of the user's own."""
+
+CLEARLY_LESS = 0.9
+"""The first of `AUGMENTATIONS` is left where another has at most this share of its validation loss: short trainings
+favour less augmentation than full ones, but a class that a mirror changes shows at once."""
 
 DEFAULT_SEEDS = 3
 """Trainings of the winner without a time budget."""
@@ -95,7 +100,7 @@ def choose_augmentation(driver: Driver, prices: Prices | None, slowest: float | 
     """Decide by short trainings how images of the user's own are augmented, and store it.
 
     A folder does not say whether a mirrored image still shows its class. One named network is trained with each
-    of `AUGMENTATIONS`; the least validation loss decides.
+    of `AUGMENTATIONS`; the validation losses decide.
     """
     records, config = driver.records, driver.config
     is_open = driver.given.proxy.augment is None or driver.given.retrain.augment is None
@@ -126,7 +131,8 @@ def choose_augmentation(driver: Driver, prices: Prices | None, slowest: float | 
     }
     if not losses:
         return
-    best = min(losses, key=lambda names: losses[names])
+    usual, least = AUGMENTATIONS[0], min(losses, key=lambda names: losses[names])
+    best = usual if losses[least] > CLEARLY_LESS * losses.get(usual, math.inf) else least
     records.set_fact("augmentation", best)
     driver.use_augmentation(best)
     said = ", ".join(f"{' + '.join(names)} {loss:.3f}" for names, loss in losses.items())

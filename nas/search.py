@@ -145,7 +145,7 @@ class Search:
         return self._progress()
 
     def _warm_start(self) -> list[Mapping[str, Any]]:
-        """Named points to begin with: those asked for, or all; where time is limited, the costliest within it first."""
+        """Named points to begin with: those asked for, or all; under a time budget the largest that it allows first."""
         named, chosen = self._candidates.space.named(), self._candidates.limits.warm_start
         if chosen is not None or self._candidates.prices is None:
             return [named[name] for name in (named if chosen is None else chosen)]
@@ -153,7 +153,7 @@ class Search:
         for values in named.values():
             sizes = self._candidates.sizes(self._candidates.space.point(values))
             if all(over <= 0 for over in self._candidates.beyond(sizes)[0].values()):
-                priced.append((sizes["step_seconds"], values))
+                priced.append((sizes["params"], values))
         return [values for _, values in sorted(priced, key=lambda pair: -pair[0])]
 
     @property

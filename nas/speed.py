@@ -14,7 +14,16 @@ from nas.progress import counted
 from nas.proxy import Job
 from nas.records import Measurement
 from nas.space import Architecture
-from nas.time_plan import FORWARD_SHARE, LEAST_STEPS, MARGIN, MOST_EPOCHS, SAVED_FOR_WRITING, TimePlan, time_plan
+from nas.time_plan import (
+    FORWARD_SHARE,
+    LEAST_STEPS,
+    MARGIN,
+    MOST_EPOCHS,
+    SAVED_FOR_WRITING,
+    WRITING_OF_STARTING,
+    TimePlan,
+    time_plan,
+)
 
 TIMED = 4
 """Architectures whose training step is timed."""
@@ -99,7 +108,8 @@ def _left(driver: Driver, step: float) -> float:
     assert left is not None
     test = 0 if driver.data.test is None else len(driver.data.test)
     an_image = FORWARD_SHARE * step / ladder.batch_size(driver.config.retrain, len(driver.data.train))
-    return left - SAVED_FOR_WRITING - (test + VERIFIED * min(test, VERIFIED_IMAGES)) * an_image
+    writing = max(SAVED_FOR_WRITING, WRITING_OF_STARTING * driver.started_in)
+    return left - writing - (test + VERIFIED * min(test, VERIFIED_IMAGES)) * an_image
 
 
 def _step_seconds(driver: Driver, architecture: Architecture) -> float:

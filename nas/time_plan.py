@@ -38,8 +38,11 @@ LEAST_STEPS = 2500
 MOST_EPOCHS = 400.0
 """Full training has at most so many passes over the images, or `LEAST_STEPS` steps."""
 
-SAVED_FOR_WRITING = 12.0
-"""Seconds kept for writing and loading the export, whatever the network."""
+SAVED_FOR_WRITING = 10.0
+"""Seconds kept for writing and loading the export, at least ..."""
+
+WRITING_OF_STARTING = 1.6
+"""... and so many times those in which the run started: a slow machine is slow at both."""
 
 FORWARD_SHARE = 1 / 3
 """Seconds of a forward pass over those of a training step."""

@@ -46,7 +46,7 @@ class Policy:
     wait: float = 0.5
     variety: float = 0.5
     apart: float = 0.012
-    least: float = 0.12
+    least: float = 0.1
     refit: float = 0.1
     beliefs: Beliefs = field(default_factory=Beliefs)
 
