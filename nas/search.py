@@ -145,16 +145,16 @@ class Search:
         return self._progress()
 
     def _warm_start(self) -> list[Mapping[str, Any]]:
-        """Named points to begin with: those asked for, or all; under a time budget the largest that it allows first."""
+        """Named points to begin with, in the order of the space: those asked for, or all (that a time budget allows)."""
         named, chosen = self._candidates.space.named(), self._candidates.limits.warm_start
-        if chosen is not None or self._candidates.prices is None:
+        if chosen is not None or self._candidates.max_step_seconds is None:
             return [named[name] for name in (named if chosen is None else chosen)]
-        priced = []
+        within = []
         for values in named.values():
             sizes = self._candidates.sizes(self._candidates.space.point(values))
             if all(over <= 0 for over in self._candidates.beyond(sizes)[0].values()):
-                priced.append((sizes["params"], values))
-        return [values for _, values in sorted(priced, key=lambda pair: -pair[0])]
+                within.append(values)
+        return within
 
     @property
     def chosen(self) -> tuple[str, float, float] | None:

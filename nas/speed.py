@@ -28,6 +28,9 @@ from nas.time_plan import (
 TIMED = 4
 """Architectures whose training step is timed."""
 
+TIMED_WHOLE = 2
+"""... and of these, whose step is timed with all cores of the machine too."""
+
 DRAWN = 30
 """Random architectures drawn at most, where a space names too few points."""
 
@@ -108,7 +111,7 @@ def _left(driver: Driver, step: float) -> float:
     assert left is not None
     test = 0 if driver.data.test is None else len(driver.data.test)
     an_image = FORWARD_SHARE * step / ladder.batch_size(driver.config.retrain, len(driver.data.train))
-    writing = max(SAVED_FOR_WRITING, WRITING_OF_STARTING * driver.started_in)
+    writing = SAVED_FOR_WRITING + WRITING_OF_STARTING * driver.started_in
     return left - writing - (test + VERIFIED * min(test, VERIFIED_IMAGES)) * an_image
 
 
@@ -133,7 +136,7 @@ def _timed(driver: Driver) -> dict[str, object]:
     rungs = [ladder.timing_rung(driver.config, train, whole) for whole in (False, True)]
     seed = driver.config.seed
     jobs = {Job.of(one, rungs[0], seed): "speed" for one in chosen}
-    jobs |= {Job.of(one, rungs[1], seed): "speed" for one in chosen[len(chosen) // 2 :][:1]}
+    jobs |= {Job.of(one, rungs[1], seed): "speed" for one in chosen[len(chosen) // 2 :][:TIMED_WHOLE]}
     driver.say(f"Timing training steps of {counted(len(chosen), 'network')}")
     found = [one for one in driver.measure(jobs, "timing") if one.status == "done"]
     if not found:

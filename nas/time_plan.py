@@ -32,17 +32,17 @@ LEAST_PROXY_SECONDS = 2.0
 LEAST_EPOCHS = 5.0
 """A candidate is too slow for a budget that gives its full training fewer passes over the images than this."""
 
-LEAST_STEPS = 2500
+LEAST_STEPS = 2000
 """... and too slow where it has fewer steps than this."""
 
 MOST_EPOCHS = 400.0
 """Full training has at most so many passes over the images, or `LEAST_STEPS` steps."""
 
-SAVED_FOR_WRITING = 10.0
-"""Seconds kept for writing and loading the export, at least ..."""
+SAVED_FOR_WRITING = 6.0
+"""Seconds kept for writing and loading the export and for ending the process ..."""
 
-WRITING_OF_STARTING = 1.6
-"""... and so many times those in which the run started: a slow machine is slow at both."""
+WRITING_OF_STARTING = 2.6
+"""... beside so many times those in which the run started: a slow machine is slow at both."""
 
 FORWARD_SHARE = 1 / 3
 """Seconds of a forward pass over those of a training step."""

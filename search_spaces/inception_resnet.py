@@ -557,24 +557,24 @@ def _point(stages: Sequence[tuple[int, int]], **values: Any) -> dict[str, Any]:
 _VGG: dict[str, Any] = {"stem": 32, "first_reduction": True, "shortcut": "none", "main": "3x3", "head": "max"}
 
 PORTFOLIO: dict[str, dict[str, Any]] = {
-    "resnet8": _point([(16, 1), (32, 1), (64, 1)]),
-    "resnet8-s2": _point([(16, 1), (32, 1), (64, 1)], stem_stride=2),
-    "resnet14": _point([(16, 2), (32, 2), (64, 2)]),
-    "resnet20": _point([(16, 3), (32, 3), (64, 3)]),
-    "resnet8-wide": _point([(32, 1), (64, 1), (128, 1)], stem=32),
-    "vgg-small": _point([(64, 2), (128, 2), (128, 2)], **_VGG, reduction="inner-pool", activation="gelu"),
     "vgg-pool": _point([(64, 2), (128, 2), (128, 2)], **_VGG, reduction="pool"),
     "vgg-wide": _point([(64, 2), (128, 2), (256, 2)], **_VGG, reduction="pool"),
     "resnet9": _point(
         [(64, 2), (128, 2), (256, 2)], stem=32, shortcut="inner", reduction="pool", first_reduction=True, head="max"
     ),
+    "vgg-small": _point([(64, 2), (128, 2), (128, 2)], **_VGG, reduction="inner-pool", activation="gelu"),
+    "resnet20": _point([(16, 3), (32, 3), (64, 3)]),
+    "resnet14": _point([(16, 2), (32, 2), (64, 2)]),
+    "resnet8-wide": _point([(32, 1), (64, 1), (128, 1)], stem=32),
+    "resnet8": _point([(16, 1), (32, 1), (64, 1)]),
+    "inception-resnet": _point([(32, 1), (64, 1), (96, 1)], side1="1x1", side2="3x3"),
     "googlenet-small": _point(
         [(64, 1), (96, 2), (128, 2)], shortcut="none", main="1x1-3x3", side1="5x5", side2="pool", first_reduction=True
     ),
-    "inception-resnet": _point([(32, 1), (64, 1), (96, 1)], side1="1x1", side2="3x3"),
+    "resnet8-s2": _point([(16, 1), (32, 1), (64, 1)], stem_stride=2),
     "inception-tiny": _point([(32, 1), (48, 1), (64, 1)], stem_stride=2, side1="1x1", side2="pool", main="3x3"),
 }
-"""Named points by name, as `suggest` would ask for them in the default ranges."""
+"""Named points by name, as `suggest` would ask for them in the default ranges; a short budget tries the first ones."""
 
 
 def _rounded(width: float) -> int:

@@ -14,8 +14,11 @@ import safetensors.torch
 import torch
 
 import nas
+import search_spaces
 from nas import config as configuration
 from nas import executor
+from nas.candidates import Prices, work_of
+from nas.cost_model import PRIOR
 from nas.data import load
 from nas.driver import executor_of
 from nas.errors import ConfigError, DataError, ExperimentError, InputError, SearchError, SpaceError
@@ -110,7 +113,6 @@ def test_exported_files_predict_what_the_trained_network_does_where_nas_is_unkno
 
     card = json.loads((experiment.folder / "export" / "architecture.json").read_text())
     weights = next((experiment.folder / "weights").glob(f"{_winner_key(experiment)}-*-0.safetensors"))
-    import search_spaces
 
     space = search_spaces.load("inception", experiment.config.space.settings)
     architecture = space.architecture_type.model_validate(card["architecture"])
@@ -196,26 +198,26 @@ def test_more_trials_go_on_and_another_meaning_is_refused(tmp_path: Path) -> Non
         small(tmp_path, towers__weight=1.0).search()
 
 
-def test_where_time_is_short_epochs_are_cut_and_candidates_remain(tmp_path: Path) -> None:
-    experiment = small(tmp_path, search__time=5.0, search__trials=1, retrain__epochs=10_000, retrain__seeds=1)
+def test_where_time_is_short_steps_are_cut_and_candidates_remain(tmp_path: Path) -> None:
+    keys = {"search__trials": 1, "retrain__epochs": 10_000, "retrain__seeds": 1}
+    experiment = small(tmp_path, search__time=20.0, **keys)
     experiment.run()
     before = experiment.leaderboard()
     assert before[0].test_accuracy is not None
 
     records = existing_records(experiment.config.database, "small")
     assert records is not None
-    assert records.fact("retrain_epochs")["value"] > 1
+    decided = records.fact("retrain_steps")
+    assert decided["steps"] > 1
 
     # a little more time leaves next to none: what was trained for longer stays
-    more = small(tmp_path, search__time=5.2, search__trials=1, retrain__epochs=10_000, retrain__seeds=1)
-    more.run()
-    assert more.leaderboard() == before
+    small(tmp_path, search__time=20.2, **keys).run()
+    assert experiment.leaderboard() == before
 
-    records.set_fact("retrain_epochs", records.fact("retrain_epochs") | {"value": 9_000})  # decided, not yet trained
+    records.set_fact("retrain_steps", decided | {"steps": 900_000})  # decided, not yet trained
     events: list[Event] = []
-    keys = {"search__trials": 1, "retrain__epochs": 10_000, "retrain__seeds": 1}
-    small(tmp_path, search__time=5.4, **keys, listen=events.append).run()
-    assert records.fact("retrain_epochs")["value"] < 9_000
+    small(tmp_path, search__time=20.4, **keys, listen=events.append).run()
+    assert records.fact("retrain_steps")["steps"] < 900_000
     assert any("Little is left of search.time" in (event.text or "") for event in events)
 
 
@@ -225,12 +227,19 @@ def test_a_limit_that_a_time_budget_set_stays_where_no_time_is_given(tmp_path: P
     before = {row.key for row in experiment.leaderboard()}
     records = existing_records(experiment.config.database, "small")
     assert records is not None
-    limit = 150_000  # the third proposal is beyond it
-    records.set_fact("max_flops", {"time": 60.0, "value": limit})  # as `nas run --time` leaves it
-    small(tmp_path, search__trials=5, retrain__references=False, retrain__seeds=1).run()
-    later = {row.key: row.flops for row in experiment.leaderboard() if row.key not in before}
-    assert len(later) == 3
-    assert all(flops is not None and flops <= limit for flops in later.values())
+    space = search_spaces.load("inception", experiment.config.space.settings)
+    prices = Prices(PRIOR, PRIOR, 32)
+    steps = sorted(prices.of_whole(work_of(space, space.random(seed), (1, 8, 8), 10)) for seed in range(21))
+    limit = steps[10]
+    model = PRIOR.model_dump(mode="json")
+    records.set_fact("cost_model", {"worker": model, "whole": model, "batch": 32, "area": 1.0, "fastest": 0.0})
+    records.set_fact("slowest_step", limit)  # as `nas run --time` leaves them
+    small(tmp_path, search__trials=6, retrain__references=False, retrain__seeds=1).run()
+    later = [e.measurement for e in records.all() if e.trial is not None and e.measurement.key not in before]
+    assert len(later) == 4
+    for one in later:
+        work = work_of(space, space.architecture_type.from_json(one.architecture), (1, 8, 8), 10)
+        assert prices.of_whole(work) <= limit
 
 
 def test_an_export_that_has_no_place_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

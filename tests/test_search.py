@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from nas import leaderboard
 from nas import search as looping
-from nas.candidates import Candidates
+from nas.candidates import Candidates, Prices
 from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
+from nas.cost_model import Work
 from nas.data import load
 from nas.errors import LeaseLost, SearchError
 from nas.executor import Executor, InProcess
@@ -161,6 +162,7 @@ class Bed:
         self.url = f"sqlite:///{file}"
         self.events: list[Event] = []
         self.objectives: Sequence[str] = ("loss",)
+        self.chosen: tuple[str, float, float] | None = None
         file.write_bytes(content)
 
     def drive(
@@ -171,7 +173,8 @@ class Bed:
         sampler: str = "random",
         seconds: float | None = None,
         share: float = 1.0,
-        max_flops: int | None = None,
+        max_step_seconds: float | None = None,
+        full: float | None = None,
         check: Callable[[], None] = lambda: None,
         rungs: Sequence[Rung] = (RUNG,),
         **limits: Any,
@@ -183,10 +186,14 @@ class Bed:
         try:
             records = Records(engine, STUDY)
             study = Study(engine, STUDY, config.objectives, sampler, 0)
-            candidates = Candidates(space or Dials(), SHAPE, 3, config, max_flops)
+            prices = cast("Prices", ByParameters()) if full or max_step_seconds else None
+            candidates = Candidates(space or Dials(), SHAPE, 3, config, prices, max_step_seconds)
             budget = Budget(records, seconds)
             listen = self.events.append
-            return Search(candidates, rungs, 0, study, records, executor, budget, listen, check).run(trials, share)
+            search = Search(candidates, rungs, 0, study, records, executor, budget, listen, check, full)
+            progress = search.run(trials, share)
+            self.chosen = search.chosen
+            return progress
         finally:
             engine.dispose()
 
@@ -606,7 +613,7 @@ def test_what_is_beyond_the_limits_is_told_so_and_never_trained(bed: Bed, limits
 
 def test_a_limit_that_the_time_sets_holds_too(bed: Bed) -> None:
     executor = Instant()
-    bed.drive(executor, max_flops=38 * 50 + 37)
+    bed.drive(executor, max_step_seconds=1003.0)
     bed.drive(executor, trials=12)
     assert max(Dial.from_json(job.architecture).width for job in executor.given[:8]) <= 50
 
@@ -651,7 +658,6 @@ def test_every_completed_trial_has_the_same_constraints_which_gp_insists_on(bed:
             lambda job: job.failed("latency_ms is over the limit", "infeasible", {"latency_ms": 3.0}),
             r"none of 9 proposals was within the limits; raise search.max_\*",
         ),
-        ({"seconds": 1e-9}, measured, "no candidate was measured in the time given"),
     ],
 )
 def test_a_search_without_a_single_candidate_says_why(
@@ -660,6 +666,67 @@ def test_a_search_without_a_single_candidate_says_why(
     with pytest.raises(SearchError, match=f"^{message}$"):
         bed.drive(Instant(answer=answer), Dials(widths=3), trials=None, **limits)
     assert "RUNNING" not in bed.states()
+
+
+def test_a_budget_that_is_spent_still_measures_one_candidate(bed: Bed) -> None:
+    executor = Instant()
+    assert bed.drive(executor, trials=None, seconds=1e-9).done == 1
+    assert bed.drive(executor, trials=None, seconds=1e-9).done == 1
+
+
+# ------------------------------------------------------------------------------------------- rungs of seconds
+
+
+TIMED = (
+    Rung("proxy", Recipe(), TowersConfig(), seconds=1000.0),
+    Rung("x3", Recipe(), TowersConfig(), seconds=3000.0),
+)
+
+
+class ByParameters:
+    """Steps that take a second a parameter."""
+
+    def of_whole(self, work: Work) -> float:
+        return float(work.parameters)
+
+    of_worker = of_whole
+
+
+def test_jobs_of_timed_rungs_have_the_steps_of_their_seconds(bed: Bed) -> None:
+    executor = Instant(answer=wide_is_good)
+    bed.drive(executor, trials=20, rungs=TIMED, full=27_000.0)
+    assert {job.rung.name for job in executor.given} == {"proxy", "x3"}  # and nothing is trained fully
+    for job in executor.given:
+        width = Dial.from_json(job.architecture).width
+        assert job.rung.seconds is not None
+        assert job.steps == max(1, round(job.rung.seconds / (20 * width + 3)))
+
+
+def test_the_expected_full_score_chooses_among_the_measured(bed: Bed) -> None:
+    executor = Instant(answer=wide_is_good)
+    bed.drive(executor, trials=30, rungs=TIMED, full=27_000.0)
+    assert bed.chosen is not None
+    key, mean, deviation = bed.chosen
+    widths = {job.key: Dial.from_json(job.architecture).width for job in executor.given}
+    assert key in widths
+    assert widths[key] > sorted(widths.values())[len(widths) // 2]  # wide is good
+    assert mean > 0
+    assert deviation > 0
+    first = bed.chosen
+    bed.drive(Instant(), trials=30, rungs=TIMED, full=27_000.0)
+    assert bed.chosen == first  # the same from the same measurements
+
+
+def test_without_timed_rungs_scores_choose(bed: Bed) -> None:
+    bed.drive(Instant())
+    assert bed.chosen is None
+
+
+def test_under_a_budget_the_named_points_within_it_come_first(bed: Bed) -> None:
+    executor = Instant()
+    named = {"small": (5, 2), "large": (60, 2), "middle": (30, 2)}
+    bed.drive(executor, Dials(named=named), trials=4, max_step_seconds=1003.0)
+    assert [Dial.from_json(job.architecture).width for job in executor.given[:2]] == [5, 30]
 
 
 # ------------------------------------------------------------------------------------ warm start, references
