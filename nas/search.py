@@ -145,7 +145,7 @@ class Search:
         return self._progress()
 
     def _warm_start(self) -> list[Mapping[str, Any]]:
-        """Named points to begin with, in the order of the space: those asked for, or all (that a time budget allows)."""
+        """Named points to begin with, in the space's order: those asked for, or all that a time budget allows."""
         named, chosen = self._candidates.space.named(), self._candidates.limits.warm_start
         if chosen is not None or self._candidates.max_step_seconds is None:
             return [named[name] for name in (named if chosen is None else chosen)]

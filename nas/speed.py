@@ -89,7 +89,8 @@ def rung_within_budget(driver: Driver, architecture: Architecture, count: int) -
     step = _step_seconds(driver, architecture)
     left = _left(driver, step) / count
     an_epoch = driver.steps_an_epoch
-    most = max(LEAST_STEPS, round(MOST_EPOCHS * an_epoch))
+    recipe = driver.config.retrain
+    most = recipe.steps or (recipe.epochs or 0) * an_epoch or max(LEAST_STEPS, round(MOST_EPOCHS * an_epoch))
     steps = min(most, max(an_epoch, int(MARGIN * left / step)))
     before = int(decided["steps"]) if same else 0
     if before > steps and _was_trained(driver, architecture, driver.timed_rung(before)):

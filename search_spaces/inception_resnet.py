@@ -574,7 +574,7 @@ PORTFOLIO: dict[str, dict[str, Any]] = {
     "resnet8-s2": _point([(16, 1), (32, 1), (64, 1)], stem_stride=2),
     "inception-tiny": _point([(32, 1), (48, 1), (64, 1)], stem_stride=2, side1="1x1", side2="pool", main="3x3"),
 }
-"""Named points by name, as `suggest` would ask for them in the default ranges; a short budget tries the first ones."""
+"""Named points by name, as `suggest` would ask for them in the default ranges; short budgets try the first ones."""
 
 
 def _rounded(width: float) -> int:

@@ -145,7 +145,7 @@ def test_a_calibrated_search_trains_spread_candidates_fully_and_says_how_far_to_
 
 
 def test_where_time_is_short_full_trainings_are_cut_and_the_sentence_says_so(tmp_path: Path) -> None:
-    keys = {**SMALL, "search.trials": 5, "search.time": 6.0, "retrain.epochs": 100_000}
+    keys = {**SMALL, "search.trials": 5, "search.time": 15.0, "retrain.epochs": 100_000}
     experiment = nas.Experiment("hasty", config=configuration.read(None, (), **keys, results=str(tmp_path)))
     experiment.search(calibrate=5)
     found = experiment.calibration()

@@ -85,7 +85,7 @@ def test_one_step_after_the_other_on_what_is_there(nas: Command, folder: Path) -
 def test_the_printed_config_is_a_config(nas: Command, folder: Path) -> None:
     printed = nas("config", "--set", "proxy.epochs=3", cwd=folder).stdout
     assert "epochs = 3 " in printed
-    assert "widths = [24, 32, 48]" in printed
+    assert "narrowest = 16 " in printed
     (folder / "printed.toml").write_text(printed)
     assert nas("config", "printed.toml", cwd=folder).stdout == printed
 

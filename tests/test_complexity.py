@@ -187,9 +187,14 @@ def test_limits_are_judged_as_shares_of_themselves() -> None:
     assert violations(limits(max_latency=1), {"params": 1.0}) == {}  # not measured yet: not judged
 
 
-def test_the_limit_on_flops_may_come_from_the_time_budget() -> None:
-    assert violations(limits(), {"flops": 3.0}, max_flops=2) == {"flops": 0.5}
-    assert violations(limits(max_flops=6), {"flops": 3.0}, max_flops=2) == {"flops": -0.5}
+def test_a_time_budget_limits_the_seconds_of_a_step() -> None:
+    found = {"flops": 3.0, "step_seconds": 0.3}
+    assert violations(limits(max_flops=2), found, max_step_seconds=0.2) == {
+        "flops": 0.5,
+        "step_seconds": pytest.approx(0.5),
+    }
+    assert violations(limits(), found) == {}
+    assert violations(limits(), {"flops": 3.0}, max_step_seconds=0.2) == {}
 
 
 def test_the_cause_names_what_is_exceeded_and_nothing_else() -> None:

@@ -46,6 +46,7 @@ SMALL: dict[str, Any] = {
     "retrain.epochs": 14,
     "retrain.label_smoothing": 0.0,
     "retrain.batch_size": 8,
+    "retrain.learning_rate": 0.1,
     "retrain.seeds": 1,
     "retrain.references": False,
     "search.trials": 1,

@@ -31,7 +31,11 @@ from nas.executor.cluster import start_ray
 from nas.ladder import Rung
 from nas.proxy import Job, Outcome, Setting, SpaceSpec
 
-RUNG = Rung("proxy", Recipe(epochs=1, images=256, augment=("crop",)), TowersConfig(placement="middle"))
+RUNG = Rung(
+    "proxy",
+    Recipe(epochs=1, images=256, batch_size=128, learning_rate=0.1, augment=("crop",)),
+    TowersConfig(placement="middle"),
+)
 
 FINAL = Rung("retrain", RUNG.recipe, TowersConfig(placement="middle", kind="linear", share=0.9), final=True)
 """Without dropout, whose masks are each process's own."""
@@ -172,7 +176,7 @@ def outcomes(executor: Executor, jobs: list[Job], seconds: float = 90) -> list[O
     return found
 
 
-def some_outcomes(executor: Executor, count: int, seconds: float = 60) -> list[Outcome]:
+def some_outcomes(executor: Executor, count: int, seconds: float = 200) -> list[Outcome]:
     """Wait for so many."""
     found: list[Outcome] = []
     deadline = time.monotonic() + seconds
@@ -182,7 +186,7 @@ def some_outcomes(executor: Executor, count: int, seconds: float = 60) -> list[O
     return found
 
 
-def until(what: Callable[[], object], seconds: float = 60) -> None:
+def until(what: Callable[[], object], seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "waited in vain"
@@ -353,6 +357,7 @@ def test_a_network_retrained_by_two_processes_is_that_of_one(cluster: Executor) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_with_several_gpus_a_retraining_has_them_all(cluster: Executor, behaving: Setting) -> None:
     """By default, each process on one; a lost process costs one retry, a candidate's own fault none."""
     setting = replace(behaving, data=load(DataConfig()))
@@ -364,7 +369,7 @@ def test_with_several_gpus_a_retraining_has_them_all(cluster: Executor, behaving
         for one in (proxies[0], *finals, proxies[1]):
             executor.submit(one)
         found: list[Outcome] = []
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 500
         while len(pids(setting, "linger3")) < 2:  # both processes train
             assert time.monotonic() < deadline, "waited in vain"
             found += executor.wait(timeout=0.2)

@@ -279,7 +279,7 @@ def test_nas_bench_101(real_data: Path) -> None:
     """In short; results/reference/calibration has 1,000 repeats, over all sizes and in each tenth."""
     read = recorded.read(real_data / "nasbench101-dev.csv.gz")
     everything = by_policy(read, repeats=60)
-    assert everything["ladder"]["p_top1"] >= 0.9  # .963 in 1,000 repeats
+    assert everything["ladder"]["p_top1"] >= 0.9  # .942 in 1,000 repeats
     assert everything["ladder"]["p_top1"] > everything["size-first halving"]["p_top1"] - 0.05
     params = read.drop_duplicates("architecture")["params"]
     low, high = params.quantile(0.2), params.quantile(0.3)
