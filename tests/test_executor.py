@@ -374,7 +374,7 @@ def test_with_several_gpus_a_retraining_has_them_all(cluster: Executor, behaving
             assert time.monotonic() < deadline, "waited in vain"
             found += executor.wait(timeout=0.2)
         os.kill(pids(setting, "linger3")[0], signal.SIGKILL)
-        found += some_outcomes(executor, 5 - len(found), 100)
+        found += some_outcomes(executor, 5 - len(found), 300)
         assert executor.running == 0
     assert {one.job for one in found} == {*proxies, *finals}
     measured = {one.job: one.measurement for one in found}

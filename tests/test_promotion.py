@@ -151,10 +151,11 @@ def test_near_sizes_take_turns_and_far_ones_are_tried_by_the_trend() -> None:
     assert far.min() > 1e6
 
 
-def test_full_training_waits_until_there_is_something_to_choose_from() -> None:
+def test_where_all_candidates_are_known_full_training_waits_for_half_of_the_short_ones() -> None:
     params = np.full(200, 1e6)
     promotion: Promotion[int] = Promotion([0.05, 1.0], 6.0, ["params"])
     promotion.offer(range(200), params[:, None], np.tile([0.05, 1.0], (200, 1)))
+    promotion.close()
     low, before = 0, []
     while (training := promotion.next()) is not None:
         low += training[1] == 0
@@ -165,10 +166,11 @@ def test_full_training_waits_until_there_is_something_to_choose_from() -> None:
     assert before[-1] == low
 
 
-def test_the_cheaper_the_rung_below_the_less_full_training_gets() -> None:
-    shares = [Policy().share([1 / ratio, 1.0]) for ratio in (9, 17, 27, 81)]
+def test_where_all_candidates_are_known_cheap_short_trainings_get_more_of_the_budget() -> None:
+    shares = [Policy().divided([1 / ratio, 1.0]) for ratio in (9, 17, 27, 81)]
     assert shares[0] == pytest.approx(2 / 3)
     assert shares == sorted(shares, reverse=True)
+    assert {Policy().share([1 / ratio, 1.0]) for ratio in (9, 17, 27, 81)} == {2 / 3}, "a search's stays"
 
 
 def test_workers_stay_busy_until_the_end() -> None:

@@ -30,9 +30,13 @@ Key = TypeVar("Key", bound=Hashable)
 class Policy:
     """How the budget is spent. The default is the engine's.
 
-    `full` is full training's share of the budget, where the rung below costs a ninth or more; the rungs below share the
-    rest evenly. Where the rung below is cheaper, full training gets less: `cheap` / (`cheap` + cost ratio). The first
-    full training waits until `wait` of the lower rungs' budget is spent: it is then chosen among more candidates.
+    `full` is full training's share of the budget (see `share`); the rungs below share the rest evenly.
+
+    Where all candidates are known before the first training, a fixed budget is divided among rungs, and two more rules
+    hold. Where a short training is very cheap, full training gets less: at most `cheap` / (`cheap` + cost ratio). And
+    the first full training waits until `wait` of the lower rungs' budget is spent: it is then chosen among more
+    candidates. A search makes its candidates one by one, and the number of its full trainings follows from theirs:
+    these rules do not hold there.
 
     An untrained candidate is chosen by its predicted score, less `variety` deviations times the root of the number of
     tried candidates of its size. So a rare size is tried before a common one is tried often. But where sizes lie far
@@ -50,13 +54,18 @@ class Policy:
     refit: float = 0.1
     beliefs: Beliefs = field(default_factory=Beliefs)
 
+    def divided(self, costs: Sequence[float]) -> float:
+        """Full training's share of the budget where all candidates are known before the first training."""
+        if len(costs) == 1:
+            return 1.0
+        return min(self.share(costs), self.cheap / (self.cheap + costs[-1] / costs[-2]))
+
     def share(self, costs: Sequence[float]) -> float:
         """Full training's share of the budget: at most `full`, and at most half of a rung is promoted to it."""
         if len(costs) == 1:
             return 1.0
-        ratio = costs[-1] / costs[-2]
-        most = 0.5 * ratio / (len(costs) - 1)  # times the share of all that is below
-        return min(self.full, self.cheap / (self.cheap + ratio), most / (1 + most))
+        most = 0.5 * costs[-1] / costs[-2] / (len(costs) - 1)  # times the share of all that is below
+        return min(self.full, most / (1 + most))
 
 
 class Promotion(Generic[Key]):
@@ -94,6 +103,7 @@ class Promotion(Generic[Key]):
         self._lost: list[int] = []  # who failed there
         self._spent = np.zeros(self._rungs)  # running trainings count as spent
         self._closed = False
+        self._complete = False  # all candidates were known before the first training
         self._held: bool | None = None
         self._pool: Pool | None = None
         self._plan: Floats | None = None
@@ -138,6 +148,8 @@ class Promotion(Generic[Key]):
     def close(self) -> None:
         """No more candidates will be offered: what is left of the budget may be spent on those that there are."""
         self._closed = True
+        if (self._state == IDLE).all():
+            self._complete, self._plan = True, None
 
     def hold(self, held: bool) -> None:
         """From now on full training waits (True), or comes before all else (False), whatever its share."""
@@ -247,13 +259,13 @@ class Promotion(Generic[Key]):
     def _by_need(self) -> list[int]:
         """Rungs in use, the one furthest behind its share first.
 
-        Full training is due when a whole one fits into its share of what is spent, so that the last comes last; and
-        none before the rungs below have spent the share that it waits for.
+        Full training is due when a whole one fits into its share of what is spent, so that the last comes last. Where
+        all candidates were known at first, it also waits for the rungs below (see `Policy`).
         """
         planned = self._planned()
         step = self._step * np.array([0.5] * (self._rungs - 1) + [1.0])
         behind = (self._spent + step) / planned
-        if self._rungs > 1:
+        if self._complete and self._rungs > 1:
             behind[-1] = self._policy.wait + (1 - self._policy.wait) * behind[-1]
         if self._held is not None:
             behind[-1] = math.inf if self._held else -math.inf
@@ -264,7 +276,8 @@ class Promotion(Generic[Key]):
         if self._plan is None:
             self._step = self._costs.mean(axis=0)
             one = float(self._step[-1])
-            full = one * max(1, round(self._budget * self._policy.share(self._step.tolist()) / one))
+            share = self._policy.divided if self._complete else self._policy.share
+            full = one * max(1, round(self._budget * share(self._step.tolist()) / one))
             rest = max(self._budget - full, ROUNDING) / max(1, self._rungs - 1)
             self._plan = np.array([rest] * (self._rungs - 1) + [full])
         return self._plan
