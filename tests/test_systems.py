@@ -86,7 +86,7 @@ def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert configuration.read(Path("googlenet")).space.name == "googlenet"
     (tmp_path / "googlenet").write_text("seed = 7\n")
     config = configuration.read(Path("googlenet"))
-    assert (config.seed, config.space.name, config.name) == (7, "inception", None)
+    assert (config.seed, config.space.name, config.name) == (7, "inception_resnet", None)
 
 
 def test_keys_are_set_on_top_of_a_system() -> None:
