@@ -76,7 +76,12 @@ def test_spaces_of_the_package_are_found_by_name() -> None:
     assert isinstance(space, SearchSpace)
     assert space.size()
     assert search_spaces.available()["inception"].endswith(".")
-    assert list(search_spaces.available()) == ["googlenet", "inception", "inception_resnet", "resnet"]  # systems are configs, no spaces
+    assert list(search_spaces.available()) == [
+        "googlenet",
+        "inception",
+        "inception_resnet",
+        "resnet",
+    ]  # systems are configs, no spaces
 
 
 @pytest.mark.parametrize("name", ["inceptoin", "googelnet", "", "nas.space", "os", "../inception", "systems"])
