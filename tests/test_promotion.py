@@ -134,7 +134,7 @@ def test_whatever_comes(
             assert np.isfinite([scores[key, r] for r in earlier]).all(), "what failed drops out"
 
 
-def first_newcomers(params: np.ndarray, count: int) -> np.ndarray:
+def first_untrained(params: np.ndarray, count: int) -> np.ndarray:
     """Sizes of the first candidates that are tried, while nothing comes back."""
     costs = np.tile([0.01, 1.0], (len(params), 1))
     promotion: Promotion[int] = Promotion([0.01, 1.0], 6.0, ["params"])
@@ -144,9 +144,9 @@ def first_newcomers(params: np.ndarray, count: int) -> np.ndarray:
 
 
 def test_near_sizes_take_turns_and_far_ones_are_tried_by_the_trend() -> None:
-    near = first_newcomers(np.repeat(np.geomspace(1e6, 1.1e6, 10), 50), 20)
+    near = first_untrained(np.repeat(np.geomspace(1e6, 1.1e6, 10), 50), 20)
     assert set(np.unique(near, return_counts=True)[1]) == {2}
-    far = first_newcomers(np.repeat(np.geomspace(1e5, 1e7, 10), 50), 20)
+    far = first_untrained(np.repeat(np.geomspace(1e5, 1e7, 10), 50), 20)
     assert len(np.unique(far)) < 5
     assert far.min() > 1e6
 
