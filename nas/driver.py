@@ -24,6 +24,7 @@ from nas import retrain as retraining
 from nas.candidates import Candidates, Prices
 from nas.config import Config, ExecutorConfig, Recipe
 from nas.data import Data, load
+from nas.data.sets import SETS
 from nas.errors import ConfigError, ExperimentError, InputError, SpaceError
 from nas.executor import Executor
 from nas.ladder import Rung
@@ -56,6 +57,9 @@ HARMLESS = ("data.dir",)
 
 RESIZING: ladder.Resizing = ((0.5, 0.6), (0.7, 0.85))
 """Trainings under a time budget see small images first: a step costs a quarter, then half, of one at full size."""
+
+FEW_IMAGES = 5000
+"""With fewer images of the user's own, the exported network is trained on all of them."""
 
 LEAST_RESIZED_SIDE = 24
 """Images of fewer pixels a side are not made smaller."""
@@ -113,6 +117,15 @@ class Driver:
         images = len(self.data.train) + len(self.data.validation) + held
         return min(images, self.config.retrain.images or images)
 
+    @property
+    def exports_all_images(self) -> bool:
+        """Whether the exported network is trained on all images, after a training without the test images."""
+        wanted, data = self.config.retrain.all_images, self.data
+        if wanted is not None or data.test is None:
+            return bool(wanted)
+        few = len(data.all_images()) < FEW_IMAGES
+        return few and self.config.data.name not in SETS and not data.official_test
+
     def retrain_rung(self, epochs: int | None = None, init: str | None = None) -> Rung:
         """The rung of full training; `epochs` overrides the recipe's, `init` names the weights it starts from."""
         return replace(ladder.retrain_rung(self.config, self.retrain_images, epochs), init=init)
@@ -121,6 +134,10 @@ class Driver:
         """The rung of full training of so many steps, by all cores of a machine."""
         rung = self.retrain_rung(epochs=math.ceil(steps / self.steps_an_epoch))
         return replace(rung, recipe=rung.recipe.model_copy(update={"steps": steps}), whole=True)
+
+    def all_images_rung(self, rung: Rung) -> Rung:
+        """The same training on the test images too."""
+        return replace(rung, name="all-images", all_images=True)
 
     def full_rung(self, epochs: int | None = None) -> Rung:
         """Full training on the training images alone, scored on those kept for the truth."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,19 +196,30 @@ def retrain(
     if init is None:
         records.set_fact("references", {name: [one.key for one in many] for name, many in rows.items()})
     rung, seconds = driver.retrain_rung(init=None if init is None else init.digest), None
+    all_images = driver.all_images_rung(rung) if driver.exports_all_images else None
     if timed:
         count = seeds * len(chosen) + sum(map(len, rows.values()))
-        rung, seconds = speed.rung_within_budget(driver, chosen[0], count)
+        trainings = speed.final_trainings(driver, chosen[0], count)
+        rung, seconds, all_images = trainings.rung, trainings.seconds, trainings.all_images
     jobs = retraining.jobs(chosen[0], rung, config.seed, seeds, rows, chosen[1:], seconds)
     there = f", {known} of them made before" if (known := driver.known(jobs)) else ""
     start = f" from {init.name}" if init else ""
-    driver.say(f"Retraining: {counted(len(jobs), 'training')} of {counted(rung.epochs, 'epoch')}{start}{there}")
+    driver.say(f"Retraining: {counted(len(jobs), 'training')} of {_length(rung)}{start}{there}")
     driver.give_everything(*([] if init is None else [init]))
     measured = driver.measure(jobs, "retrain")
     own = [m for m in measured if m.key == chosen[0].key]
     if not any(m.status == "done" for m in own):
         raise SearchError(f"the winner could not be retrained: {own[0].cause}")
-    _remember_retrained(driver, rung, [one.key for one in chosen], init)
+    if all_images is not None:
+        images = len(driver.data.all_images())
+        driver.say(f"Training the network to export on all {images:,} images: {_length(all_images)}")
+        seconds = speed.seconds_for_all_images(driver) if timed else None
+        [on_all] = driver.measure(
+            {Job.of(chosen[0], all_images, config.seed, seconds=seconds): "winner, all images"}, "retrain"
+        )
+        if on_all.status != "done":
+            raise SearchError(f"the winner could not be trained on all images: {on_all.cause}")
+    _remember_retrained(driver, rung, [one.key for one in chosen], init, all_images)
     problems = _problems(driver, own, rung)
     records.set_fact("problems", problems)
     for line in problems:
@@ -276,16 +288,28 @@ def _to_retrain(
     return found
 
 
-def _remember_retrained(driver: Driver, rung: Rung, keys: Sequence[str], init: Weights | None) -> None:
-    """What export and board read: the rung, and the architectures that were retrained at it, by now."""
+def _recipe_fact(rung: Rung) -> dict[str, Any]:
+    return dict(rung.recipe.model_dump(mode="json"))
+
+
+def _length(rung: Rung) -> str:
+    """How long a training is, in words."""
+    return counted(rung.recipe.steps, "step") if rung.recipe.steps else counted(rung.epochs, "epoch")
+
+
+def _remember_retrained(
+    driver: Driver, rung: Rung, keys: Sequence[str], init: Weights | None, all_images: Rung | None
+) -> None:
+    """What export and board read: the rungs, and the architectures that were retrained at the first, by now."""
     before = driver.records.fact("retrained", {})
     earlier = before.get("keys", []) if before.get("rung") == rung.key else []
     fact = {
         "rung": rung.key,
-        "recipe": rung.recipe.model_dump(mode="json"),
+        "recipe": _recipe_fact(rung),
         "towers": rung.towers.model_dump(mode="json"),
         "keys": [*keys, *(key for key in earlier if key not in keys)],
         "init": None if init is None else f"{init.name} (sha256 {init.digest})",
+        "all_images": None if all_images is None else {"rung": all_images.key, "recipe": _recipe_fact(all_images)},
     }
     driver.records.set_fact("retrained", fact)
 
@@ -308,9 +332,13 @@ def export(
     smaller = None if prune is None else pruned.fine_tuned(driver, prune)
     seeds = next(iter(found.values())) if smaller is None else smaller.seeds
     members = seeds[:1] if ensemble is None else retrained.members(found, ensemble)
+    on_all = None if ensemble is not None else retrained.on_all_images(driver.records, seeds[0])
+    if smaller is not None:
+        on_all = smaller.on_all_images
+    members = members if on_all is None else [on_all]
     networks = [retrained.network(driver.config, driver.space, data, one) for one in members]
     model: nn.Module = networks[0] if ensemble is None else Ensemble(networks)
-    facts = _facts(driver, seeds, members, model, ensemble is not None)
+    facts = _facts(driver, seeds, members, model, ensemble is not None, on_all is not None)
     if smaller is not None:
         driver.executor.close()  # latencies are measured on a quiet machine
         facts = pruned.told(driver, smaller, facts)
@@ -318,9 +346,11 @@ def export(
         model = retrained.with_exits(driver, networks[0], members[0])
     assert data.test is not None
     what = f"seed {members[0].seed}" if ensemble is None else f"an ensemble of {ensemble}"
+    what = what if on_all is None else "the network trained on all images"
     driver.say(f"Exporting {what} and verifying on {len(data.test)} test images")
     folder = driver.config.folder / "export" if folder is None else folder
-    return write_export(model, facts, data.test.pixels, folder, driver.config.export, data.test.labels)
+    unseen = data.test.labels if on_all is None else None
+    return write_export(model, facts, data.test.pixels, folder, driver.config.export, unseen)
 
 
 def check_exportable(
@@ -344,9 +374,17 @@ def check_together(ensemble: int | None, early_exit: bool, prune: float | None) 
 
 
 def _facts(
-    driver: Driver, seeds: Sequence[Measurement], members: Sequence[Measurement], model: nn.Module, ensemble: bool
+    driver: Driver,
+    seeds: Sequence[Measurement],
+    members: Sequence[Measurement],
+    model: nn.Module,
+    ensemble: bool,
+    on_all: bool,
 ) -> Facts:
-    """What the card says of a model of these members; `seeds` are all trainings of the exported architecture."""
+    """What the card says of a model of these members; `seeds` are the tested trainings of the exported architecture.
+
+    `on_all`: the member was trained on all images.
+    """
     data = driver.data
     cost = complexity.count(model, data.input_shape)
     fact = driver.records.fact("retrained", {})
@@ -363,17 +401,27 @@ def _facts(
         flops=cost.flops,
         accuracies={} if ensemble else {one.seed: one.signals["test_accuracy"] for one in seeds},
         mious={one.seed: one.signals["test_miou"] for one in seeds if "test_miou" in one.signals and not ensemble},
+        accuracy_note=_accuracy_note(driver, seeds[0], members[0]) if on_all else "",
         task=data.task,
         exported_seed=None if ensemble else members[0].seed,
         members={f"{one.key}, seed {one.seed}": one.signals["test_accuracy"] for one in members} if ensemble else {},
         notes={
             "experiment": driver.config.experiment,
-            "recipe": retrained.in_words(Recipe.model_validate(fact["recipe"])),
-            "retraining": fact["rung"],
+            "recipe": retrained.in_words(Recipe.model_validate((fact["all_images"] if on_all else fact)["recipe"])),
+            "retraining": members[0].rung,
             "started from": fact.get("init") or "fresh weights",
             **{f"problem {number}": line for number, line in enumerate(driver.records.fact("problems", []), 1)},
             "towers in training": ", ".join(f"cell {cell}" for cell in members[0].towers) or "none",
         },
+    )
+
+
+def _accuracy_note(driver: Driver, tested: Measurement, exported: Measurement) -> str:
+    """How the exported network, trained on all images, differs from the tested ones."""
+    images, steps = len(driver.data.all_images()), [round(one.cost["steps"]) for one in (tested, exported)]
+    return (
+        f"The exported network was trained on all {images:,} images for {steps[1]:,} steps. Test accuracies are"
+        f" of the same architecture trained without the test images, for {steps[0]:,} steps."
     )
 
 

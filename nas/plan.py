@@ -229,7 +229,7 @@ class Forecast:
         """Steps and seconds of a training of the winner, and seconds of all trainings.
 
         The winner is thought of as the mean of the larger half of candidates. A time budget gives it what is left
-        `before` seconds after the start, with the whole machine (see `nas.speed.rung_within_budget`).
+        `before` seconds after the start, with the whole machine (see `nas.speed.final_trainings`).
         """
         driver, prices = self.driver, self.candidates.prices
         total, data = driver.config.search.time, driver.data
@@ -239,12 +239,14 @@ class Forecast:
             left = MARGIN * max(0.0, total - before - SAVED_FOR_WRITING) / count
             an_epoch = driver.steps_an_epoch
             steps = max(an_epoch, TimePlan(total, before, left, 0.0, 1).steps(step, an_epoch))
-            return steps, steps * step, count * steps * step
+            return steps, steps * step, count * steps * step  # one on all images takes its part of the same time
         rung, images = driver.retrain_rung(), len(data.train_and_validation())
         scored = 0 if data.test is None else len(data.test)
         each = _larger([self._seconds(one, rung, images, scored) for one in self.drawn])
         others = [self._seconds(one, rung, images, scored) for one in references]
         seconds = _makespan([each] * self._trainings + others, driver.executor.retrainings)
+        if driver.exports_all_images:
+            seconds += each * (1 + scored / images)
         return _steps(rung, images), each, seconds
 
     def _mean(self, rung: Rung) -> float:

@@ -267,12 +267,13 @@ class Bench:
             cost = {"step_seconds": each, "seconds": time.perf_counter() - start}
             return Outcome(job, job.measurement("done", signals, cost, model.cells), None)
         scored = self._scored(rung)
+        count = 0 if scored is None else len(scored)
         batch = max(SCORED_AT_ONCE, training.steps_of(recipe, len(train))[1])
 
         def read() -> Mapping[str, float]:
-            return training.evaluate(model, task, scored, batch, towers=False)
+            return {} if scored is None else training.evaluate(model, task, scored, batch, towers=False)
 
-        extra = self._extra_steps(rung, network, shape, signals["tower_share"], len(train), len(scored))
+        extra = self._extra_steps(rung, network, shape, signals["tower_share"], len(train), count)
         fit = training.fit(model, task, train, recipe, job.seed, extra, read, shard, job.seconds)
         if shard.rank:
             return Outcome(job, job.measurement("done", signals, {}, model.cells), None)
@@ -285,23 +286,23 @@ class Bench:
             signals |= {f"averaged_val_{name}{at}": value for name, value in scores.items()}
         split = "test" if rung.final else "val"
         start = time.perf_counter()
-        scores = training.evaluate(model, task, scored, batch)
+        scores = {} if scored is None else training.evaluate(model, task, scored, batch)
         seconds = time.perf_counter() - start
         signals |= {name if name.startswith("tower") else f"{split}_{name}": v for name, v in scores.items()}
-        signals |= reading.of_towers(scores, model.names)
+        signals |= reading.of_towers(scores, model.names) if scores else {}
         if rung.truth:
             held = training.evaluate(model, task, self._truth(), batch, towers=False)
             signals |= {f"truth_{name}": value for name, value in held.items()}
         if wrong := [name for name, value in signals.items() if not math.isfinite(value)]:
             raise CandidateError(f"{wrong[0]} was not finite after training")
-        read_images = len(fit.readings) * (len(scored) + min(RECOMPUTED, len(train)))
+        read_images = len(fit.readings) * (count + min(RECOMPUTED, len(train)))
         cost = {
             "seconds": fit.seconds,
             "steps": float(len(fit.step_losses)),
             "images": fit.images * bare.flops / own.flops,
             "scoring_seconds": seconds,
             "memory": float(_held(self.device)),
-            "multiply_adds": reading.multiply_adds(bare.flops, model.share, fit.images, len(scored), read_images),
+            "multiply_adds": reading.multiply_adds(bare.flops, model.share, fit.images, count, read_images),
         }
         measurement = job.measurement("done", signals, cost, model.cells)
         if not rung.final:
@@ -343,12 +344,16 @@ class Bench:
 
     def _images(self, rung: Rung) -> training.Resident:
         data = self.setting.data
+        if rung.all_images:
+            return self._on_device("all", data.all_images())
         if rung.final:
-            return self._on_device("all", data.train_and_validation())
+            return self._on_device("train and validation", data.train_and_validation())
         return self._on_device("train", data.train, rung.shrink)
 
-    def _scored(self, rung: Rung) -> training.Resident:
+    def _scored(self, rung: Rung) -> training.Resident | None:
         data = self.setting.data
+        if rung.all_images:
+            return None
         if not rung.final:
             return self._on_device("validation", data.validation, rung.shrink)
         assert data.test is not None, "a proxy's data hold no test split, and only retraining asks for it"

@@ -26,21 +26,29 @@ ORIGINAL, PRUNED, SCRATCH, EQUAL = "original", "pruned, fine-tuned", "the same, 
 
 @dataclass(frozen=True)
 class Pruned:
-    """The fine-tuned measurements, from the first seed on; the rung of the first; and the rivals, by name, likewise."""
+    """The fine-tuned measurements, from the first seed on; the rung of the first; and the rivals, by name, likewise.
+
+    `on_all_images` is the network that is exported instead of the first, where the original was trained on all images.
+    """
 
     seeds: Sequence[Measurement]
     rung: Rung
     rows: Mapping[str, Sequence[Measurement]]
+    on_all_images: Measurement | None = None
 
 
 @dataclass(frozen=True)
 class _Start:
-    """The smaller architecture, its FLOPs, and what is left of each original's weights."""
+    """The smaller architecture, its FLOPs, and what is left of each original's weights.
+
+    `on_all_images` is what is left of the exported network's, where it was trained on all images.
+    """
 
     originals: Sequence[Measurement]
     architecture: Architecture
     flops: int
     inits: Sequence[Weights]
+    on_all_images: Weights | None
 
 
 def check(config: Config, space: SearchSpace, data: Data, share: float) -> None:
@@ -70,14 +78,29 @@ def fine_tuned(driver: Driver, share: float) -> Pruned:
         f"{counted(rungs[0].epochs, 'epoch')} from {counted(len(seeds), 'seed')}; "
         f"{counted(len(jobs) - len(seeds), 'training')} of {counted(full.epochs, 'epoch')} to compare with{there}"
     )
-    driver.give_everything(*small.inits)
+    last = None if small.on_all_images is None else _on_all_images_job(driver, small, small.on_all_images)
+    driver.give_everything(*small.inits, *([] if small.on_all_images is None else [small.on_all_images]))
+    if last is not None:
+        jobs[last] = f"{PRUNED}, all images"
     made = {(one.key, one.rung, one.seed): one for one in driver.measure(jobs, "prune")}
     found = {name: [made[job.unit] for job in many] for name, many in rows.items()}
     own = found[PRUNED]
     if own[0].status != "done":
         raise SearchError(f"the pruned network could not be fine-tuned: {own[0].cause}")
     done = {name: [one for one in many if one.status == "done"] for name, many in found.items()}
-    return Pruned(done[PRUNED], rungs[0], {ORIGINAL: small.originals, **done})
+    compared = {ORIGINAL: small.originals, **done}
+    if last is None:
+        return Pruned(done[PRUNED], rungs[0], compared)
+    on_all = made[last.unit]
+    if on_all.status != "done":
+        raise SearchError(f"the pruned network could not be fine-tuned on all images: {on_all.cause}")
+    return Pruned(done[PRUNED], last.rung, compared, on_all)
+
+
+def _on_all_images_job(driver: Driver, small: _Start, init: Weights) -> Job:
+    """Fine-tuning of the network to export."""
+    rung = prune.fine_tuning(retrained.all_images_rung(driver), driver.config.prune, init.digest)
+    return Job.of(small.architecture, rung, small.originals[0].seed)
 
 
 def told(driver: Driver, pruned: Pruned, facts: Facts) -> Facts:
@@ -123,7 +146,13 @@ def _start(config: Config, space: SearchSpace, data: Data, records: Records | No
     small = prune.smaller(space, whole, networks[0], share, config.prune.step, shape, classes)
     flops = complexity.complexity(space, small, shape, classes).flops
     inits = [prune.weights_left(space, whole, network, small, shape, classes) for network in networks]
-    return _Start(originals, small, flops, inits)
+    assert records is not None
+    on_all = retrained.on_all_images(records, originals[0])
+    if on_all is None:
+        return _Start(originals, small, flops, inits, None)
+    network = retrained.network(config, space, data, on_all)
+    left = prune.weights_left(space, whole, network, small, shape, classes)
+    return _Start(originals, small, flops, inits, replace(left, name=f"{left.name}, all images"))
 
 
 def _equal_cost(driver: Driver, flops: int) -> Architecture | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -54,6 +55,15 @@ def trained(config: Config, records: Records | None) -> Trained:
     return {key: sorted(done[key], key=lambda one: one.seed) for key in order if key in done}
 
 
+def on_all_images(records: Records, winner: Measurement) -> Measurement | None:
+    """The winner as trained on all images, where it was: this one is exported, and it has no test accuracy."""
+    fact = records.fact("retrained", {}).get("all_images")
+    if fact is None:
+        return None
+    found = records.get(winner.key, fact["rung"], winner.seed)
+    return found if found is not None and found.status == "done" else None
+
+
 def members(found: Trained, number: int) -> list[Measurement]:
     """The networks of an ensemble: the best `number`, or so many seeds of the only one that was retrained."""
     if number < 2:
@@ -87,6 +97,12 @@ def rung(driver: Driver) -> Rung:
     fact, now = driver.records.fact("retrained", {}), driver.retrain_rung()
     towers = fact.get("towers", now.towers)  # what was retrained by an earlier version does not say
     return Rung(now.name, Recipe.model_validate(fact["recipe"]), TowersConfig.model_validate(towers), final=True)
+
+
+def all_images_rung(driver: Driver) -> Rung:
+    """The rung of the training on all images that followed it, likewise."""
+    recipe = Recipe.model_validate(driver.records.fact("retrained")["all_images"]["recipe"])
+    return replace(driver.all_images_rung(rung(driver)), recipe=recipe)
 
 
 def check_exits(one: Measurement) -> None:

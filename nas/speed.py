@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 
 from nas import ladder
 from nas.candidates import Prices, scaled, work_of
@@ -33,6 +34,10 @@ TIMED_WHOLE = 2
 
 DRAWN = 30
 """Random architectures drawn at most, where a space names too few points."""
+
+TESTED_SHARE = 0.15
+"""Share of the time for full training in which the winner is trained without the test images, to be tested, where what
+is exported is trained on all images."""
 
 VERIFIED = 4
 """Forms of the winner that are run on test images for the export: as trained, and three files."""
@@ -73,37 +78,90 @@ def in_words(plan: TimePlan, slowest: float | None) -> str:
     )
 
 
-def rung_within_budget(driver: Driver, architecture: Architecture, count: int) -> tuple[Rung, float | None]:
-    """The rung of `count` full trainings in the time that is left, and the longest that each may take.
+@dataclass(frozen=True)
+class FinalTrainings:
+    """What is trained fully within a time budget.
 
-    Its steps are decided once for a budget and an architecture, from the measured speed of that one, and stored. What
+    `rung` is that of the trainings with test accuracies, each of which may take so many `seconds`. `all_images` is the
+    rung of the network that is exported instead, where it is trained on the test images too.
+    """
+
+    rung: Rung
+    seconds: float
+    all_images: Rung | None
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """Steps of the full trainings within a budget of `time` seconds, as decided and stored; each takes its `share`.
+
+    `steps` are those of tested trainings, `all_steps` that of the one on all images.
+    """
+
+    time: float
+    key: str
+    step_seconds: float
+    share: float
+    steps: int
+    all_steps: int | None
+
+    def seconds(self, count: int) -> float:
+        return (count * self.steps + (self.all_steps or 0)) * self.step_seconds
+
+
+def final_trainings(driver: Driver, architecture: Architecture, count: int) -> FinalTrainings:
+    """`count` full trainings in the time that is left, and that on all images, where it follows them.
+
+    Their steps are decided once for a budget and an architecture, from the measured speed of that one, and stored. What
     was trained for longer within another budget is not replaced by a shorter training.
     """
-    records, budget = driver.records, driver.budget
-    decided = records.fact("retrain_steps", {})
-    same = decided.get("key") == architecture.key
-    if same and decided["time"] == budget.seconds:
-        rung = driver.timed_rung(int(decided["steps"]))
-        left = _left(driver, decided["step_seconds"]) / count
-        return rung, max(left, decided["seconds"] / 2)
+    seconds = driver.budget.seconds
+    assert seconds is not None
+    stored = driver.records.fact("retrain_steps")
+    known = None if stored is None else _Lengths(**stored)
+    if known and (known.key != architecture.key or (known.all_steps is None) == driver.exports_all_images):
+        known = None
+    lengths = known if known and known.time == seconds else _lengths(driver, architecture, count, seconds, known)
+    driver.records.set_fact("retrain_steps", asdict(lengths))
+    all_images = None
+    if lengths.all_steps is not None:
+        all_images = driver.all_images_rung(driver.timed_rung(lengths.all_steps))
+    part = lengths.share * _left(driver, lengths.step_seconds)
+    allowed = max(part, lengths.steps * lengths.step_seconds / 2)
+    return FinalTrainings(driver.timed_rung(lengths.steps), allowed, all_images)
+
+
+def seconds_for_all_images(driver: Driver) -> float:
+    """The longest that the training on all images may take: what is left of the budget when it starts."""
+    lengths = _Lengths(**driver.records.fact("retrain_steps"))
+    planned = (lengths.all_steps or 0) * lengths.step_seconds
+    return max(_left(driver, lengths.step_seconds), planned / 2)
+
+
+def _lengths(
+    driver: Driver, architecture: Architecture, count: int, seconds: float, before: _Lengths | None
+) -> _Lengths:
+    """Steps that fit into what is left of the budget; `before` are those of another budget."""
     step = _step_seconds(driver, architecture)
-    left = _left(driver, step) / count
-    an_epoch = driver.steps_an_epoch
-    recipe = driver.config.retrain
+    left, an_epoch, recipe = _left(driver, step), driver.steps_an_epoch, driver.config.retrain
     most = recipe.steps or (recipe.epochs or 0) * an_epoch or max(LEAST_STEPS, round(MOST_EPOCHS * an_epoch))
-    steps = min(most, max(an_epoch, int(MARGIN * left / step)))
-    before = int(decided["steps"]) if same else 0
-    if before > steps and _was_trained(driver, architecture, driver.timed_rung(before)):
-        steps = before
-    elif steps * step > left:
+    share = 1 / count
+    if driver.exports_all_images:
+        share = TESTED_SHARE if count == 1 else 1 / (count + 1)
+
+    def steps_of(part: float) -> int:
+        return min(most, max(an_epoch, int(part * MARGIN * left / step)))
+
+    all_steps = steps_of(1 - count * share) if driver.exports_all_images else None
+    lengths = _Lengths(seconds, architecture.key, step, share, steps_of(share), all_steps)
+    if before and before.steps > lengths.steps and _was_trained(driver, architecture, driver.timed_rung(before.steps)):
+        return replace(lengths, steps=before.steps, all_steps=before.all_steps)
+    if lengths.seconds(count) > left:
         driver.say(
             f"Little is left of search.time ({_duration(max(0.0, left))}): full training has "
-            f"{counted(steps, 'step')}; `nas retrain` trains to the end"
+            f"{counted(all_steps or lengths.steps, 'step')}; `nas retrain` trains to the end"
         )
-        left = steps * step * 2
-    fact = {"time": budget.seconds, "key": architecture.key, "steps": steps, "step_seconds": step, "seconds": left}
-    records.set_fact("retrain_steps", fact)
-    return driver.timed_rung(steps), left
+    return lengths
 
 
 def _left(driver: Driver, step: float) -> float:

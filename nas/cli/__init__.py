@@ -330,6 +330,8 @@ def _print_export(exported: Exported) -> None:
     if len(shown) > 1:
         for name, value in shown.items():
             out.print(f"{name:<24} test accuracy {100 * value:.2f} %", highlight=False, markup=False)
+    if "accuracy note" in exported.card:
+        out.print(exported.card["accuracy note"], highlight=False, markup=False)
     if "compared" in exported.card:
         out.print(drawing.comparison(exported.card["compared"]))
     for check in exported.checks:

@@ -106,6 +106,11 @@ class RetrainConfig(Recipe):
         None, description="Trainings of the winner, each from its own seed; unset: 1 with a time budget, else 3."
     )
     towers: bool = Field(True, description="Train with the towers of [towers].")
+    all_images: bool | None = Field(
+        None,
+        description="The exported network is trained on all images, the test images too; its test accuracy is measured "
+        "on a training without them. Unset: for your own images, where fewer than 5,000 are given and no test images.",
+    )
     references: bool | None = Field(
         None,
         description="Train the space's named points and three random networks alike, one seed each; unset: not with a "

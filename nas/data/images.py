@@ -61,6 +61,7 @@ class Data:
     augmentations: what suits this set, of crop, flip and cutout.
     coarse: the number of the super-class of each class, where the set has such (CIFAR-100 has 20).
     truth: images that neither training nor a proxy's score has seen, where a truth table is collected.
+    official_test: whether the set came with its test split; else it was cut from the images.
     fingerprint: hash of pixels, labels and split, the test split included even after `without_test`.
     """
 
@@ -75,6 +76,7 @@ class Data:
     fingerprint: str
     coarse: tuple[int, ...] | None = None
     truth: Images | None = None
+    official_test: bool = False
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -99,5 +101,13 @@ class Data:
 
     def train_and_validation(self) -> Images:
         """Training images followed by validation images, copied: what the winner is retrained on."""
-        parts = [self.train, self.validation, *([] if self.truth is None else [self.truth])]
-        return Images(np.concatenate([one.pixels for one in parts]), np.concatenate([one.labels for one in parts]))
+        return _joined(self.train, self.validation, self.truth)
+
+    def all_images(self) -> Images:
+        """The images of every split, copied: what an exported network may be trained on, see `Rung.all_images`."""
+        return _joined(self.train, self.validation, self.truth, self.test)
+
+
+def _joined(*splits: Images | None) -> Images:
+    parts = [split for split in splits if split is not None]
+    return Images(np.concatenate([one.pixels for one in parts]), np.concatenate([one.labels for one in parts]))

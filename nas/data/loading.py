@@ -35,6 +35,7 @@ def load(config: DataConfig, progress: bool = False) -> Data:
         augmentations=source.augmentations,
         fingerprint=fingerprint((train, validation, test)),
         coarse=source.coarse,
+        official_test=source.test is not None,
     )
 
 

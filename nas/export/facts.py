@@ -47,7 +47,8 @@ class Facts:
     `params` and `flops` (one image, 2 a multiply-add) are the bare network's. `accuracies` holds the test
     accuracy, 0 to 1, of each retrained network, by its seed; of a dense prediction it is of pixels, and `mious`
     holds the mean intersections over union. Of an ensemble there is `members` instead, by name. `notes` are free
-    lines: experiment, recipe, towers. Of a pruned network, `compared` begins with what it was pruned from, and it.
+    lines: experiment, recipe, towers. `accuracy_note` says how the tested networks differ from the exported one, if
+    they do. Of a pruned network, `compared` begins with what it was pruned from, and it.
     """
 
     space: str
@@ -63,6 +64,7 @@ class Facts:
     exported_seed: int | None
     notes: Mapping[str, str] = field(default_factory=dict)
     task: TaskName = "classification"
+    accuracy_note: str = ""
     mious: Mapping[int, float] = field(default_factory=dict)
     members: Mapping[str, float] = field(default_factory=dict)
     compared: tuple[Compared, ...] = ()

@@ -32,8 +32,9 @@ class Rung:
     `name` is what people read ("proxy", "retrain"). `final` rungs train on training and validation images
     together and are scored on the test split; all others are scored on the validation split. `init` names the
     weights that training starts from (None: fresh ones). `truth` rungs train on training images alone and are
-    scored on the truth's images too. Where `as_costly_as` names towers, training has as many more steps as these
-    would have cost. `free` rungs train nothing: they read what an untrained network shows.
+    scored on the truth's images too. `all_images` rungs train on the test images too, and are scored on none. Where
+    `as_costly_as` names towers, training has as many more steps as these would have cost. `free` rungs train nothing:
+    they read what an untrained network shows.
 
     With `shrink` or `width` not 1 a stand-in is trained in the candidate's place: on images with so many pixels a side
     averaged into one, with this share of its channels. Parameters, FLOPs, memory and latency are the candidate's.
@@ -58,6 +59,7 @@ class Rung:
     seconds: float | None = None
     whole: bool = False
     timing: bool = False
+    all_images: bool = False
 
     @property
     def epochs(self) -> int:
@@ -84,6 +86,7 @@ class Rung:
         text += "" if self.as_costly_as is None else self.as_costly_as.model_dump_json()
         text += "" if self.seconds is None else f"{self.seconds:g} s"
         text += f"{'whole' if self.whole else ''}{'timing' if self.timing else ''}"
+        text += "all images" if self.all_images else ""
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
