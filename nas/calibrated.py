@@ -16,8 +16,8 @@ from nas.config.sections import FEWEST_TO_CALIBRATE
 from nas.errors import InputError
 from nas.ladder.ranker import FREE, SIGNALS, Observations, Pool, Ranker
 from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
-from nas.records import Entry, Measurement
 from nas.space import Architecture
+from nas.store import Entry, Measurement
 
 NOISE = 0.05
 """Variance between seeds of one network, as a share of that between networks."""

@@ -83,6 +83,13 @@ class Candidates:
         """The names of the limits that are set."""
         return tuple(complexity.in_force(self.limits, self.max_step_seconds))
 
+    def constraints(self, signals: Mapping[str, float]) -> dict[str, float]:
+        """By how much a measured candidate exceeds the limits."""
+        excess = self.beyond(signals)[0]
+        if self.max_step_seconds is not None:
+            excess.setdefault("step_seconds", 0.0)  # what was measured was within it
+        return excess
+
     def beyond(self, sizes: Mapping[str, float]) -> tuple[dict[str, float], str | None]:
         """By how much these sizes exceed the limits, and the cause in words."""
         excess = complexity.violations(self.limits, sizes, self.max_step_seconds)

@@ -31,9 +31,8 @@ from nas.ladder import Rung
 from nas.lease import Lease
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Setting, SpaceSpec, stand_in, stand_ins_share
-from nas.records import Measurement, Records, existing_records, open_database
 from nas.space import SearchSpace
-from nas.study import Study
+from nas.store import Measurement, Store, existing_store, open_database
 from nas.time_plan import TimePlan, time_plan
 from nas.weights import Weights
 
@@ -76,8 +75,7 @@ class Driver:
     spec: SpaceSpec
     space: SearchSpace
     data: Data
-    records: Records
-    study: Study
+    records: Store
     executor: Executor
     rungs: tuple[Rung, ...]
     budget: Budget
@@ -198,7 +196,7 @@ def driving(
     """
     spec = SpaceSpec.of(config.space.name, config.space.settings)
     space = spec.load()
-    existing = existing_records(config.database, config.experiment)
+    existing = existing_store(config.database, config.experiment)
     full = None if existing is None else existing.fact("full_epochs_at_start")  # another [retrain] moves no rung
     if not workers or config.executor.kind == "in-process":
         importlib.import_module("torch._dynamo")  # two threads must not import it at once
@@ -229,7 +227,7 @@ def driving(
         _make_folder(config)
         engine = open_database(config.database)
         with Lease(engine, config.experiment) as lease:
-            records = Records(engine, config.experiment)
+            records = Store(engine, config.experiment)
             refuse_changes(config, now)  # again: nobody else can begin it now
             _write_config(config, space)
             records.set_fact("meaning", now)
@@ -242,14 +240,10 @@ def driving(
                 records.set_fact("cpu_precision", cpu_precision)
             if plan is not None:
                 records.set_fact("time_plan", asdict(plan))
-            wanted = config.search
-            study = Study(engine, config.experiment, wanted.objectives, wanted.sampler, config.seed)
-            budget = Budget(records, wanted.time, began)
+            budget = Budget(records, config.search.time, began)
             try:
                 check = lease.check
-                yield Driver(
-                    suited, spec, space, data, records, study, pool, rungs, budget, listen, check, plan, config
-                )
+                yield Driver(suited, spec, space, data, records, pool, rungs, budget, listen, check, plan, config)
             finally:
                 lease.check()
                 budget.save()
@@ -283,7 +277,7 @@ def usable_resizing(config: Config, space: SearchSpace, data: Data) -> ladder.Re
     return RESIZING
 
 
-def _time_plan(config: Config, existing: Records | None, workers: int) -> TimePlan | None:
+def _time_plan(config: Config, existing: Store | None, workers: int) -> TimePlan | None:
     """How candidates train for seconds: under a time budget, unless the length of their training is given.
 
     An experiment that has begun keeps its rungs, whatever budget it has now, and its epochs if it began with these.
@@ -394,7 +388,6 @@ def meaning(config: Config, space: SearchSpace, data: Data, source: str | None) 
     flat |= {f"space.{key}": value for key, value in space.settings.model_dump(mode="json").items()}
     flat["the images"] = data.fingerprint.partition("/")[0]
     flat["search.calibrate, which halves the validation images"] = bool(config.search.calibrate)
-    flat["the table of trials"] = 1  # experiments of before have theirs elsewhere
     if source is not None:
         flat["the file of the space"] = hashlib.sha256(source.encode()).hexdigest()[:12]
     return {key: value for key, value in flat.items() if key not in HARMLESS}
@@ -414,7 +407,7 @@ def _keys(config: Config) -> dict[str, Any]:
 
 def refuse_changes(config: Config, now: dict[str, Any]) -> None:
     """Raises ExperimentError where the experiment began with scores of another meaning."""
-    records = existing_records(config.database, config.experiment)
+    records = existing_store(config.database, config.experiment)
     began = records.fact("meaning") if records is not None else None
     if began is None:
         return
@@ -432,7 +425,7 @@ def refuse_changes(config: Config, now: dict[str, Any]) -> None:
 
 def _began_on_gpu(config: Config, here: bool) -> bool:
     """Whether the experiment began on GPUs, as automatic precision tells; `here` where it has not begun yet."""
-    records = existing_records(config.database, config.experiment)
+    records = existing_store(config.database, config.experiment)
     began = records.fact("meaning") if records is not None else None
     if records is not None and records.fact("cpu_precision") is not None:
         return False

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from nas import leaderboard
 from nas.config import Config
 from nas.errors import ExperimentError
 from nas.leaderboard import Record
-from nas.records import Measurement, Records, existing_records, open_database
+from nas.store import Measurement, Store, existing_store
 from nas.time_plan import search_share
 from search_spaces import systems
 
@@ -244,12 +244,20 @@ class Experiment:
 
     def study(self) -> optuna.Study:
         """The trials as an Optuna study in memory, for plots. Raises ExperimentError before the experiment began."""
-        from nas import study
+        from nas import complexity, study
+        from nas.state import SearchState
 
         records = self._records()
         if records is None or records.fact("meaning") is None:
             raise ExperimentError(f"experiment {self.config.experiment!r} has not begun: there are no trials yet")
-        return study.load(open_database(self.config.database), self.config.experiment, self.config.search.objectives)
+        limits = self.config.search
+        rungs = records.fact("rungs")
+        state = SearchState.replay(rungs, self.config.seed, limits.objectives[0], records.events())
+
+        def constraints(signals: Mapping[str, float]) -> Mapping[str, float]:
+            return complexity.violations(limits, signals)
+
+        return study.study_of(state, limits.objectives, constraints, self.config.experiment)
 
     def calibration(self) -> Calibrated | None:
         """How far the ranking can be trusted, where the search was calibrated (``search.calibrate``)."""
@@ -285,6 +293,12 @@ class Experiment:
         memory = complexity.activation_bytes(network, shape)
         return Shown(architecture, what, shape, cells, total.params, total.flops, memory)
 
+    def traceback(self, key: str) -> str | None:
+        """Where the training of an architecture failed, as Python prints it; None: it did not, or by a known cause."""
+        records = self._records()
+        found = [] if records is None else [one.traceback for one in records.measurements() if one.key == key]
+        return next((text for text in reversed(found) if text is not None), None)
+
     def _changed(self, **keys: Any) -> Config:
         """The config with these keys, from now on."""
         table = self.config.model_dump(mode="json")
@@ -294,9 +308,9 @@ class Experiment:
         self.config = configuration.make(table)
         return self.config
 
-    def _records(self) -> Records | None:
+    def _records(self) -> Store | None:
         """What was measured so far; None (and nothing written) before the experiment has begun."""
-        return existing_records(self.config.database, self.config.experiment)
+        return existing_store(self.config.database, self.config.experiment)
 
     def _space(self) -> SearchSpace:
         import search_spaces
@@ -333,13 +347,11 @@ class Experiment:
         records = self._records()
         if records is None:
             return
-        for entry in records.all():
-            number = "" if entry.trial is None else str(entry.trial)
-            yield number, entry.measurement.key, entry.measurement.architecture
-        from nas.study import proposals  # those that were not measured: beyond the limits, or measured before
-
-        for trial, text in proposals(open_database(self.config.database), self.config.experiment):
-            yield str(trial), space.architecture_type.from_json(text).key, text
+        for proposal in records.proposals():
+            if proposal.architecture:
+                yield str(proposal.number), proposal.key, proposal.architecture
+        for measurement in records.measurements():
+            yield "", measurement.key, measurement.architecture
 
 
 def _latest(results: Path) -> Path:

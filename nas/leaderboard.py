@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from nas import verdict
 from nas.errors import InputError
-from nas.records import Entry, Measurement, Records
+from nas.store import Entry, Measurement, Store
 
 SIGNAL_OF = {
     "loss": "val_loss",
@@ -100,7 +100,7 @@ class ImageCounts:
     test: int | None = None
 
     @classmethod
-    def of(cls, records: Records) -> ImageCounts:
+    def of(cls, records: Store) -> ImageCounts:
         """From the facts ``validation_images`` and ``test_images``."""
         return cls(records.fact("validation_images"), records.fact("test_images"))
 
@@ -178,7 +178,7 @@ def in_order(
     return [entry.measurement for entry in sorted(done, key=place)]
 
 
-def standing(records: Records, objective: str) -> list[Measurement]:
+def standing(records: Store, objective: str) -> list[Measurement]:
     """The measured candidates of an experiment as on its board, best first: the one that the search has chosen."""
     predictions = records.fact("calibration", {}).get("predictions")
     ordered = in_order(records.all(), records.fact("rungs", []), objective, predictions)

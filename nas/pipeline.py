@@ -29,9 +29,10 @@ from nas.export import export as write_export
 from nas.ladder import Rung
 from nas.progress import Progress, counted
 from nas.proxy import Job
-from nas.records import Measurement, existing_records
 from nas.search import Search
 from nas.space import Architecture, SearchSpace
+from nas.store import Measurement, existing_store
+from nas.study import Journal
 from nas.verdict import Evidence
 from nas.verdict import problems as verdict_of
 from nas.weights import Weights, start_from
@@ -76,17 +77,19 @@ def search(driver: Driver, share: float | None = None) -> Progress:
         driver.say(f"The search's part of search.time ({wanted.time:g} s) is spent: a longer one goes on")
     if driver.proxy.stands_in:
         driver.say("Smaller stand-ins are trained in the candidates' place (proxy.shrink, proxy.width)")
+    candidates, experiment = driver.candidates(prices, slowest), driver.config.experiment
+    journal = Journal(driver.config.folder, experiment, wanted.objectives, candidates.constraints)
     loop = Search(
-        driver.candidates(prices, slowest),
+        candidates,
         driver.rungs,
         driver.config.seed,
-        driver.study,
         driver.records,
         driver.executor,
         driver.budget,
         driver.listen,
         driver.check,
         None if driver.plan is None else driver.plan.final * driver.executor.slots,
+        journal,
     )
     whole = 1.0 if share is None else share
     progress = loop.run(trials, whole * (SEARCHED if wanted.calibrate else 1.0))
@@ -257,7 +260,7 @@ def _problems(driver: Driver, winner: Sequence[Measurement], rung: Rung) -> list
 
 def check_retrainable(config: Config, space: SearchSpace, data: Data, top: int, init: Weights | None) -> None:
     """Raises an InputError, before anything is written, where there is nothing to retrain or the weights do not fit."""
-    records = existing_records(config.database, config.experiment)
+    records = existing_store(config.database, config.experiment)
     best = []
     if records is not None:
         best = leaderboard.standing(records, config.search.objectives[0])
@@ -358,7 +361,7 @@ def check_exportable(
 ) -> None:
     """Raises an InputError, before anything is written, where there is nothing to export, or no place for it."""
     check_export(config.export, config.folder / "export" if folder is None else folder)
-    found = retrained.trained(config, existing_records(config.database, config.experiment))
+    found = retrained.trained(config, existing_store(config.database, config.experiment))
     if ensemble is not None:
         retrained.members(found, ensemble)
     if early_exit:

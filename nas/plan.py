@@ -27,9 +27,9 @@ from nas.ladder import Rung
 from nas.pace import UNSURE
 from nas.progress import Event, Listener, Progress
 from nas.proxy import SCORED_AT_ONCE, Job, stand_in
-from nas.records import Measurement
-from nas.search import POLICY
+from nas.scheduler import POLICY
 from nas.space import Architecture, Shape
+from nas.store import Measurement
 from nas.time_plan import MARGIN, SAVED_FOR_WRITING, TimePlan, search_share
 
 DRAWN = 12

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nas.records import Measurement, Records
+from nas.store import Measurement, Store
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Budget:
     What the search spends is counted apart, so that its share of a raised budget is measured against its own time.
     """
 
-    def __init__(self, records: Records, seconds: float | None, began: float | None = None) -> None:
+    def __init__(self, records: Store, seconds: float | None, began: float | None = None) -> None:
         """`began` is when this run began, as `time.monotonic` tells, and with it the search; None: now, without one."""
         self.seconds = seconds
         self._records = records

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,8 +26,8 @@ from nas.data import Data, Images, shrunk
 from nas.errors import CandidateError, NasError
 from nas.ladder import Rung
 from nas.parallel import ALONE, Shard
-from nas.records import Measurement, Status
 from nas.space import Architecture, SearchSpace, Shape
+from nas.store import MAX_TRACEBACK, Measurement, Status, thinned
 from nas.task import TASKS
 
 SCORED_AT_ONCE = 128
@@ -98,10 +99,17 @@ class Job:
         """What names the measurement."""
         return self.key, self.rung.key, self.seed
 
-    def failed(self, cause: str, status: Status = "failed", signals: Mapping[str, float] | None = None) -> Outcome:
-        """The outcome when there are no signals to rank by, with its one-line cause."""
+    def failed(
+        self,
+        cause: str,
+        status: Status = "failed",
+        signals: Mapping[str, float] | None = None,
+        traceback: str | None = None,
+    ) -> Outcome:
+        """The outcome when there are no signals to rank by, with its one-line cause and where it was raised."""
         cause = " ".join(cause.split())
-        return Outcome(self, self.measurement(status, signals or {}, {}, (), cause), None)
+        kept = None if traceback is None else traceback[-MAX_TRACEBACK:]
+        return Outcome(self, replace(self.measurement(status, signals or {}, {}, (), cause), traceback=kept), None)
 
     def measurement(
         self,
@@ -212,7 +220,7 @@ class Bench:
         except Exception as error:  # a third-party network may raise anything; the search must go on
             if shard.world > 1:
                 raise
-            return job.failed(f"{type(error).__name__}: {error}")
+            return job.failed(f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
         finally:
             torch.set_num_threads(threads)
 
@@ -304,7 +312,8 @@ class Bench:
             "memory": float(_held(self.device)),
             "multiply_adds": reading.multiply_adds(bare.flops, model.share, fit.images, count, read_images),
         }
-        measurement = job.measurement("done", signals, cost, model.cells)
+        curve = thinned(list(enumerate(fit.step_losses, 1)))
+        measurement = replace(job.measurement("done", signals, cost, model.cells), curve=curve)
         if not rung.final:
             return Outcome(job, measurement, None)
         said = {"architecture": job.architecture, "classes": list(data.classes)}

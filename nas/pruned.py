@@ -17,8 +17,8 @@ from nas.export import Compared, Facts, side_by_side
 from nas.ladder import Rung
 from nas.progress import counted
 from nas.proxy import Job
-from nas.records import Measurement, Records, existing_records
 from nas.space import Architecture, SearchSpace
+from nas.store import Measurement, Store, existing_store
 from nas.weights import Weights
 
 ORIGINAL, PRUNED, SCRATCH, EQUAL = "original", "pruned, fine-tuned", "the same, from scratch", "best of equal cost"
@@ -54,7 +54,7 @@ class _Start:
 def check(config: Config, space: SearchSpace, data: Data, share: float) -> None:
     """Raises an InputError, before anything is written, where the winner cannot be pruned by so much."""
     prune.check_share(share)
-    _start(config, space, data, existing_records(config.database, config.experiment), share)
+    _start(config, space, data, existing_store(config.database, config.experiment), share)
 
 
 def fine_tuned(driver: Driver, share: float) -> Pruned:
@@ -137,7 +137,7 @@ def _compared(driver: Driver, pruned: Pruned, facts: Facts) -> tuple[Compared, .
     )
 
 
-def _start(config: Config, space: SearchSpace, data: Data, records: Records | None, share: float) -> _Start:
+def _start(config: Config, space: SearchSpace, data: Data, records: Store | None, share: float) -> _Start:
     found = retrained.trained(config, records)
     originals = next(iter(found.values()))
     whole = space.architecture_type.from_json(originals[0].architecture)

@@ -13,8 +13,8 @@ from nas.executor import Executor
 from nas.ladder import Rung
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job
-from nas.records import Measurement, Records
 from nas.space import Architecture
+from nas.store import Measurement, Store
 
 RANDOM_REFERENCES = 3
 """How many random networks stand for the average one."""
@@ -72,7 +72,7 @@ def affordable_epochs(seconds: float, proxies: Sequence[Measurement], images: in
 def measure(
     jobs: Mapping[Job, str],
     executor: Executor,
-    records: Records,
+    records: Store,
     budget: Budget,
     listen: Listener,
     stage: str,
@@ -113,12 +113,12 @@ def measure(
     return measured
 
 
-def known(jobs: Iterable[Job], records: Records, weights: Path | None = None) -> int:
+def known(jobs: Iterable[Job], records: Store, weights: Path | None = None) -> int:
     """How many of these `measure` would not measure again."""
     return sum(_measured(job, records, weights) is not None for job in jobs)
 
 
-def _measured(job: Job, records: Records, weights: Path | None) -> Measurement | None:
+def _measured(job: Job, records: Store, weights: Path | None) -> Measurement | None:
     """What stands in the table; a retraining whose weights are lost counts as not made."""
     found = records.get(*job.unit)
     if found is None or not job.rung.final or weights is None:

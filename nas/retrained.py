@@ -18,8 +18,8 @@ from nas.driver import Driver
 from nas.errors import ExperimentError, InputError
 from nas.export import EarlyExits
 from nas.ladder import Rung
-from nas.records import Measurement, Records
 from nas.space import SearchSpace
+from nas.store import Measurement, Store
 
 Trained = Mapping[str, Sequence[Measurement]]
 """Finished retrainings by architecture, the best of the board first; each from its first seed on."""
@@ -38,7 +38,7 @@ def winner(driver: Driver) -> Measurement:
     return found[0]
 
 
-def trained(config: Config, records: Records | None) -> Trained:
+def trained(config: Config, records: Store | None) -> Trained:
     """What the latest retraining left; raises ExperimentError where the winner is not among it."""
     if records is None:
         raise ExperimentError(f"experiment {config.experiment!r} is not retrained yet: run `nas retrain`")
@@ -55,7 +55,7 @@ def trained(config: Config, records: Records | None) -> Trained:
     return {key: sorted(done[key], key=lambda one: one.seed) for key in order if key in done}
 
 
-def on_all_images(records: Records, winner: Measurement) -> Measurement | None:
+def on_all_images(records: Store, winner: Measurement) -> Measurement | None:
     """The winner as trained on all images, where it was: this one is exported, and it has no test accuracy."""
     fact = records.fact("retrained", {}).get("all_images")
     if fact is None:

@@ -13,8 +13,8 @@ from nas.errors import SearchError
 from nas.ladder import Rung
 from nas.progress import counted
 from nas.proxy import Job
-from nas.records import Measurement
 from nas.space import Architecture
+from nas.store import Measurement
 from nas.time_plan import (
     FORWARD_SHARE,
     LEAST_STEPS,

@@ -27,8 +27,8 @@ from nas.ladder import Rung
 from nas.lease import Lease
 from nas.progress import Budget, Listener, counted
 from nas.proxy import Job, Setting, SpaceSpec
-from nas.records import Measurement, Records, check_place, existing_records, open_database
 from nas.space import Architecture, SearchSpace
+from nas.store import Measurement, Store, check_place, existing_store, open_database
 
 PROXY_SEEDS = 1000
 """Seeds of proxies begin here: no proxy shares its initial weights with a full training."""
@@ -133,7 +133,7 @@ def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Pa
         folder.mkdir(parents=True, exist_ok=True)
         engine = open_database(f"sqlite:///{(folder / 'measurements.db').resolve()}")
         with Lease(engine, "truth") as lease:
-            records = Records(engine, "truth")
+            records = Store(engine, "truth")
             _refuse_changes(records, spec, data)
             _refuse_losses(plan, file)
             try:
@@ -146,7 +146,7 @@ def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Pa
 
 def _measured(config: Config) -> list[Measurement]:
     """The experiment's candidates by proxy score, best first."""
-    records = existing_records(config.database, config.experiment)
+    records = existing_store(config.database, config.experiment)
     if records is None:
         raise ExperimentError(f"experiment {config.experiment!r} has no measured candidates to spread over")
     return leaderboard.standing(records, config.search.objectives[0])
@@ -160,7 +160,7 @@ def _data(config: Config, wanted: Wanted) -> Data:
     return load_for_truth(config.data, train, wanted.validation or min(config.data.max_validation, images // 5))
 
 
-def _refuse_changes(records: Records, spec: SpaceSpec, data: Data) -> None:
+def _refuse_changes(records: Store, spec: SpaceSpec, data: Data) -> None:
     now = {"space": spec.name, "settings": spec.settings, "source": spec.source, "images": data.fingerprint}
     now = json.loads(json.dumps(now))
     began = records.fact("meaning", now)
@@ -245,7 +245,7 @@ def random_architectures(space: SearchSpace, count: int, seed: int) -> tuple[Arc
 
 
 def collect(
-    plan: Plan, executor: Executor, records: Records, listen: Listener, check: Callable[[], None] = lambda: None
+    plan: Plan, executor: Executor, records: Store, listen: Listener, check: Callable[[], None] = lambda: None
 ) -> list[Measurement]:
     """Measure everything that is not measured yet; returns all measurements. `check` may raise before each."""
     executor.use(Setting(plan.space, plan.data, SearchConfig()))
@@ -253,7 +253,7 @@ def collect(
     return retrain.measure(plan.jobs(), executor, records, budget, listen, "calibrate", check=check)
 
 
-def table(plan: Plan, records: Records) -> pd.DataFrame:
+def table(plan: Plan, records: Store) -> pd.DataFrame:
     """One row a measurement of the plan that is there by now: architecture, rung, seed, signals and cost.
 
     What an untrained network showed stands in every proxy row of the same architecture and seed. `towers` is a label

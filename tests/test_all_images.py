@@ -19,7 +19,7 @@ from nas.errors import InputError
 from nas.experiment import Experiment
 from nas.ladder import Rung
 from nas.proxy import Bench, Job, Setting, SpaceSpec
-from nas.records import Entry, Records, existing_records
+from nas.store import Entry, Store, existing_store
 
 SMALL = {
     "space__name": "inception",
@@ -42,8 +42,8 @@ def experiment(folder: Path, **keys: Any) -> Experiment:
     return Experiment("all", data="digits", results=str(folder), retrain__all_images=True, **keys)
 
 
-def records(folder: Path) -> Records:
-    found = existing_records(f"sqlite:///{(folder / 'all' / 'study.db').resolve()}", "all")
+def records(folder: Path) -> Store:
+    found = existing_store(f"sqlite:///{(folder / 'all' / 'study.db').resolve()}", "all")
     assert found is not None
     return found
 

@@ -17,7 +17,7 @@ from nas import leaderboard
 from nas.calibrated import Calibrated, calibrated
 from nas.config import make
 from nas.errors import ConfigError, ExperimentError
-from nas.records import Entry, Measurement
+from nas.store import Entry, Measurement
 
 LADDER = ["proxy-0", "x3-0"]
 FULL = "full-0"

@@ -23,7 +23,7 @@ from nas.data import load
 from nas.driver import executor_of
 from nas.errors import ConfigError, DataError, ExperimentError, InputError, SearchError, SpaceError
 from nas.progress import Event
-from nas.records import existing_records
+from nas.store import existing_store
 
 SMALL: dict[str, Any] = {
     "executor.kind": "in-process",
@@ -205,7 +205,7 @@ def test_where_time_is_short_steps_are_cut_and_candidates_remain(tmp_path: Path)
     before = experiment.leaderboard()
     assert before[0].test_accuracy is not None
 
-    records = existing_records(experiment.config.database, "small")
+    records = existing_store(experiment.config.database, "small")
     assert records is not None
     decided = records.fact("retrain_steps")
     assert decided["steps"] > 1
@@ -225,7 +225,7 @@ def test_a_limit_that_a_time_budget_set_stays_where_no_time_is_given(tmp_path: P
     experiment = small(tmp_path, search__trials=2, retrain__references=False, retrain__seeds=1)
     experiment.search()
     before = {row.key for row in experiment.leaderboard()}
-    records = existing_records(experiment.config.database, "small")
+    records = existing_store(experiment.config.database, "small")
     assert records is not None
     space = search_spaces.load("inception", experiment.config.space.settings)
     prices = Prices(PRIOR, PRIOR, 32)
@@ -250,7 +250,7 @@ def test_an_export_that_has_no_place_is_refused_before_anything_is_trained(tmp_p
     experiment.retrain()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"")
-    records = existing_records(experiment.config.database, "small")
+    records = existing_store(experiment.config.database, "small")
     assert records is not None
     before = len(records.all())
     for folder, wrong in (

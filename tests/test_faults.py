@@ -5,7 +5,6 @@ Everything runs as a person runs it: ``python -m nas search`` in a process of it
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -113,25 +112,23 @@ class Place:
 
     def measured(self) -> dict[str, tuple[Any, ...]]:
         """Of each architecture in the table, all that was written down."""
-        return {row[0]: row for row in self.rows("SELECT key, * FROM nas_measurements WHERE trial IS NOT NULL")}
+        proposed = {key for (key,) in self.rows("SELECT key FROM nas_proposals WHERE status = 'candidate'")}
+        rows = self.rows("SELECT key, * FROM nas_evaluations")
+        return {row[0]: row for row in rows if row[0] in proposed}
 
     def trained(self) -> Counter[str]:
         """How often the training of each architecture began."""
         return Counter(self.notes.read_text().split()) if self.notes.exists() else Counter()
 
-    def told(self) -> dict[int, dict[str, Any]]:
-        """The trials by their numbers."""
-        return {
-            number: json.loads(text)
-            for number, text in self.rows("SELECT number, trial FROM nas_trials WHERE number >= 0")
-        }
-
     def states(self) -> Counter[str]:
-        return Counter(trial["state"] for trial in self.told().values())
+        """Trials by their state: no architecture (failed), infeasible, waiting, or the state of their measurement."""
+        statuses = dict(self.rows("SELECT key, status FROM nas_evaluations"))
+        trials = self.rows("SELECT key, status FROM nas_proposals")
+        return Counter(statuses.get(key, "waiting") if status == "candidate" else status for key, status in trials)
 
-    def proposals(self) -> dict[int, tuple[Any, ...]]:
-        """The values of each trial by its number."""
-        return {number: tuple(sorted(trial["params"].items())) for number, trial in self.told().items()}
+    def proposals(self) -> dict[int, str]:
+        """The parameters of each trial by its number."""
+        return dict(self.rows("SELECT number, parameters FROM nas_proposals"))
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +212,7 @@ def test_a_driver_killed_and_started_again_measures_nothing_twice_and_repeats_no
     first.communicate()
     before, proposed = new_place.measured(), new_place.proposals()
     assert 3 <= len(before) < trials
-    assert new_place.states()["RUNNING"] > 0
+    assert new_place.states()["waiting"] > 0
     assert family
     until(lambda: not living(family), 30)  # Ray and its workers end by themselves
     trained = new_place.trained()  # a worker may have begun what it was given just before
@@ -232,7 +229,7 @@ def test_a_driver_killed_and_started_again_measures_nothing_twice_and_repeats_no
     assert not set(again) & set(before)  # what was written down is not trained again ...
     assert set(again) <= set(trained)  # ... only what was being trained when the driver died
     assert max(again.values(), default=0) <= 2
-    assert set(new_place.states()) <= {"COMPLETE", "FAIL"}
+    assert set(new_place.states()) <= {"done", "failed"}
     proposals = new_place.proposals()
     assert proposed.items() <= proposals.items()
     assert len(set(proposals.values())) == len(proposals)
@@ -300,14 +297,14 @@ def test_another_meaning_of_the_scores_is_refused(place: Place, interrupted: obj
 @pytest.mark.slow
 def test_more_trials_go_on_where_it_was_stopped(place: Place, interrupted: object) -> None:
     before = place.measured()
-    waiting = place.states()["RUNNING"]
+    waiting = place.states()["waiting"]
     assert 1 <= waiting <= 2
     run = place.run(trials=len(before) + waiting + 1)
     assert run.returncode == 0, run.stderr
     after = place.measured()
     assert len(after) == len(before) + waiting + 1
     assert before.items() <= after.items()
-    assert "RUNNING" not in place.states()
+    assert "waiting" not in place.states()
     trained = place.trained()
     assert all(trained[key] == 1 for key in before)
     assert all(trained[key] <= 2 for key in after)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from recorded import add_candidate
 
 import nas
 import nas.errors
 from nas.config import Config, explained
-from nas.records import Measurement, Records, open_database
+from nas.store import Measurement, Store, open_database
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "ray")
@@ -21,11 +22,12 @@ LIGHT = (
     "nas.errors",
     "nas.space",
     "nas.config",
-    "nas.records",
+    "nas.store",
     "nas.ladder",
     "nas.leaderboard",
     "nas.calibration",
     "nas.lease",
+    "nas.state",
     "nas.study",
     "nas.cli",
     "search_spaces",
@@ -72,9 +74,9 @@ def results(tmp_path: Path) -> Path:
     config = Config(name="demo", results=tmp_path)
     config.folder.mkdir()
     (config.folder / "config.toml").write_text(explained(config), encoding="utf-8")
-    records = Records(open_database(config.database), "demo")
+    records = Store(open_database(config.database), "demo")
     signals = {"val_loss": 0.25, "val_accuracy": 0.75, "params": 1000.0, "flops": 2000.0}
-    records.add(Measurement("{}", "a1b2c3d4e5f6", "proxy-0", 0, "done", signals, {"seconds": 1.0}), trial=0)
+    add_candidate(records, Measurement("{}", "a1b2c3d4e5f6", "proxy-0", 0, "done", signals, {"seconds": 1.0}), 0)
     records.set_fact("rungs", ["proxy-0"])
     return tmp_path
 

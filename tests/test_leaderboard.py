@@ -16,7 +16,7 @@ from rich.console import Console
 from nas.cli import drawing
 from nas.errors import InputError
 from nas.leaderboard import ImageCounts, Predictions, Record, board, front, in_order, sort
-from nas.records import Entry, Measurement, Records, open_database
+from nas.store import Entry, Measurement, Store, open_database
 from nas.verdict import accuracy_interval, tie_margin
 
 PROXY, RETRAIN = "proxy-0000", "retrain-0000"
@@ -255,7 +255,7 @@ def test_predicted_scores_are_tied_by_their_intervals() -> None:
 
 
 def test_the_numbers_of_images_are_read_from_the_records(tmp_path: Any) -> None:
-    records = Records(open_database(f"sqlite:///{tmp_path}/records.db"), "demo")
+    records = Store(open_database(f"sqlite:///{tmp_path}/records.db"), "demo")
     assert ImageCounts.of(records) == ImageCounts(None, None)
     records.set_fact("test_images", 359)
     records.set_fact("validation_images", 288)

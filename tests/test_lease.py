@@ -16,12 +16,12 @@ import sqlalchemy as sql
 from nas import lease
 from nas.errors import ExperimentError, LeaseLost
 from nas.lease import Lease
-from nas.records import open_database
+from nas.store import open_database
 
 HOLDER = """
 import sys, time
 from nas.lease import Lease
-from nas.records import open_database
+from nas.store import open_database
 with Lease(open_database(sys.argv[1]), "demo"):
     print("held", flush=True)
     if sys.argv[2] == "dies":

@@ -24,9 +24,9 @@ from nas.experiment import Experiment
 from nas.plan import Forecast, Plan, Probes
 from nas.progress import Event
 from nas.proxy import SpaceSpec, stand_in, stand_ins_share
-from nas.records import Measurement
-from nas.search import POLICY
+from nas.scheduler import POLICY
 from nas.space import Architecture
+from nas.store import Measurement
 from nas.time_plan import FACTOR, TimePlan, time_plan
 
 SMALL: dict[str, Any] = {

@@ -20,8 +20,8 @@ from nas.config import DataConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, Images, load
 from nas.ladder import Rung
 from nas.proxy import Bench, Job, Outcome, Setting, SpaceSpec, stand_in, stand_ins_share
-from nas.records import Measurement
 from nas.space import Architecture
+from nas.store import Measurement
 
 CPU = torch.device("cpu")
 NAMED = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})

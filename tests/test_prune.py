@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from recorded import add_candidate
 from torch import nn
 
 import search_spaces
@@ -24,8 +25,8 @@ from nas.config import Config, PruneConfig, Recipe, TowersConfig
 from nas.data import load
 from nas.errors import InputError, JobError, SpaceError
 from nas.ladder import Rung
-from nas.records import Measurement, Records, existing_records, open_database
 from nas.space import SearchSpace, Shape
+from nas.store import Measurement, Store, existing_store, open_database
 from search_spaces.inception import ConvUnit, InceptionArchitecture, InceptionNetwork
 
 Command = Callable[..., Any]
@@ -275,11 +276,11 @@ def retrained(nas: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the winner of two candidates is retrained from two seeds, with a small candidate far behind it."""
     cwd = tmp_path_factory.mktemp("prune")
     assert nas("search", "--name", "e", *SMALL, "--trials", "2", cwd=cwd).returncode == 0
-    records = Records(open_database(f"sqlite:///{cwd}/results/e/study.db"), "e")
+    records = Store(open_database(f"sqlite:///{cwd}/results/e/study.db"), "e")
     small = InceptionArchitecture.model_validate({"stem": 4, "stages": [[{"one": 4}]]})
     signals = {"val_loss": 9.0, "val_accuracy": 0.0, "flops": 1000.0, "params": 10.0}
     rung = records.fact("rungs")[0]
-    records.add(Measurement(small.to_json(), small.key, rung, 0, "done", signals, {"seconds": 1.0}), trial=99)
+    add_candidate(records, Measurement(small.to_json(), small.key, rung, 0, "done", signals, {"seconds": 1.0}), 99)
     done = nas("retrain", "e", "--seeds", "2", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd
@@ -293,7 +294,7 @@ def cwd(retrained: Path, tmp_path: Path) -> Path:
 
 
 def measurements(cwd: Path) -> list[Measurement]:
-    records = existing_records(f"sqlite:///{cwd}/results/e/study.db", "e")
+    records = existing_store(f"sqlite:///{cwd}/results/e/study.db", "e")
     assert records is not None
     return [entry.measurement for entry in records.all()]
 

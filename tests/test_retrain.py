@@ -21,9 +21,9 @@ from nas.executor import Executor, InProcess
 from nas.ladder import Rung
 from nas.progress import Budget, Event
 from nas.proxy import Job, Setting, SpaceSpec
-from nas.records import Measurement, Records
 from nas.retrain import NAMED_REFERENCES, RANDOM_REFERENCES, SAFETY, affordable_epochs, references
 from nas.space import Architecture
+from nas.store import Measurement, Store
 
 SPEC = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})
 RECIPE = Recipe(epochs=1, images=256, augment=())
@@ -144,7 +144,7 @@ def executor(data: Data) -> Iterator[Executor]:
     torch.set_flush_denormal(False)
 
 
-class Watched(Records):
+class Watched(Store):
     """Looks at the weights folder whenever a measurement is written down."""
 
     def __init__(self, file: Path, weights: Path) -> None:
@@ -152,9 +152,9 @@ class Watched(Records):
         self.weights = weights
         self.there: list[bool] = []
 
-    def add(self, measurement: Measurement, trial: int | None = None) -> bool:
+    def add(self, measurement: Measurement) -> bool:
         self.there.append(retrain.weights_file(self.weights, measurement).is_file())
-        return super().add(measurement, trial)
+        return super().add(measurement)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from nas.auxiliary import Tap
 from nas.config import DataConfig, ExportConfig, TowersConfig
 from nas.data import load
 from nas.export import EarlyExits, Ensemble, Facts, export, fold
-from nas.records import Measurement, existing_records
+from nas.store import Measurement, existing_store
 
 SPACE = search_spaces.load("inception", {"widths": [8, 8], "stem": [8, 8], "cells": [2, 2]})
 Command = Callable[..., Any]
@@ -53,7 +53,7 @@ def folder(nas: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def retrained(cwd: Path) -> list[Measurement]:
-    records = existing_records(f"sqlite:///{cwd}/results/e/study.db", "e")
+    records = existing_store(f"sqlite:///{cwd}/results/e/study.db", "e")
     assert records is not None
     found = [entry.measurement for entry in records.all() if entry.measurement.rung.startswith("retrain")]
     assert len(found) == 4

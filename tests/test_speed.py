@@ -11,7 +11,7 @@ from nas import speed
 from nas.candidates import Prices, scaled
 from nas.cost_model import PRIOR, Work
 from nas.experiment import Experiment
-from nas.records import Entry, Records, existing_records
+from nas.store import Entry, Store, existing_store
 
 SMALL = {
     "space__stem": [16],
@@ -35,9 +35,9 @@ def experiment(folder: Path, time: str, **keys: Any) -> tuple[Experiment, list[s
     return found, said
 
 
-def records(folder: Path) -> Records:
+def records(folder: Path) -> Store:
     url = f"sqlite:///{(folder / 'timed' / 'study.db').resolve()}"
-    found = existing_records(url, "timed")
+    found = existing_store(url, "timed")
     assert found is not None
     return found
 

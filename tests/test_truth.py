@@ -16,7 +16,7 @@ from nas.config import Config, DataConfig, Recipe, TowersConfig, make
 from nas.data import load_for_truth
 from nas.errors import DataError, ExperimentError, InputError
 from nas.progress import Event
-from nas.records import Measurement, Records, open_database
+from nas.store import Measurement, Store, open_database
 from search_spaces.inception import InceptionArchitecture, InceptionSettings, InceptionSpace
 
 KEYS = {
@@ -216,7 +216,7 @@ def test_only_the_first_architectures_may_have_an_arm(tmp_path: Path) -> None:
     arms = (truth.full_arm(Recipe(epochs=1), (), 1), truth.Arm(truth.full_arm(Recipe(epochs=2), (), 1).rung, (0,), 1))
     plan = truth.Plan(spec, data, truth.random_architectures(spec.load(), 3, 0), arms)
     assert [job.rung.epochs for job in plan.jobs()] == [1, 1, 1, 2]
-    records = Records(open_database(f"sqlite:///{tmp_path / 'x.db'}"), "truth")
+    records = Store(open_database(f"sqlite:///{tmp_path / 'x.db'}"), "truth")
     assert truth.table(plan, records).empty
     job = next(iter(plan.jobs()))
     records.add(Measurement(job.architecture, job.key, job.rung.key, 0, "failed", cause="no room"))

@@ -19,7 +19,7 @@ from nas import config as configuration
 from nas import weights
 from nas.errors import ExperimentError, InputError
 from nas.ladder import Rung
-from nas.records import existing_records
+from nas.store import existing_store
 from nas.weights import Weights, pack, read, start_from
 
 SPACE = search_spaces.load("inception", {"widths": [8, 8], "stem": [8, 8], "cells": [1, 2]})
@@ -152,7 +152,7 @@ EXPORTED = "results/googlenet-digits/export/model.safetensors"
 
 
 def signals(cwd: Path, name: str) -> list[tuple[str, dict[str, float]]]:
-    records = existing_records(f"sqlite:///{cwd}/results/{name}/study.db", name)
+    records = existing_store(f"sqlite:///{cwd}/results/{name}/study.db", name)
     assert records is not None
     return [(entry.measurement.rung, dict(entry.measurement.signals)) for entry in records.all()]
 

@@ -232,6 +232,9 @@ def show(
     data: DataSet = None,
     data_dir: DataDir = None,
     results: Results = Path("results"),
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Print where the training of this trial failed, too.")
+    ] = False,
 ) -> None:
     """Draw an architecture, with parameters and FLOPs a cell."""
     from nas.experiment import Experiment
@@ -244,6 +247,9 @@ def show(
     shown = opened.show(what)
     out.print(drawing.network(shown))
     out.print(shown.architecture.to_json(), soft_wrap=True, highlight=False, markup=False)
+    if traceback:
+        text = opened.traceback(shown.architecture.key) or "No training of this architecture left a traceback."
+        out.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 @space_app.command("list")

@@ -109,7 +109,7 @@ def report(
 ) -> None:
     """Tau of every signal at every rung, with intervals, beside the ceiling and what costs nothing."""
     from nas import calibration
-    from nas.records import check_place
+    from nas.store import check_place
 
     if to is not None:
         check_place(to)

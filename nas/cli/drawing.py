@@ -21,7 +21,7 @@ from nas.leaderboard import Record
 if TYPE_CHECKING:
     from nas.experiment import Shown
     from nas.progress import Event, Progress
-    from nas.records import Measurement
+    from nas.store import Measurement
 
 PREDICTED = ("accuracy", "predicted")
 """Where the predicted full accuracy stands, on the board of a calibrated search."""

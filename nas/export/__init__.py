@@ -34,7 +34,7 @@ from nas.export import card, files, verification
 from nas.export.composed import EarlyExits, Ensemble
 from nas.export.facts import Check, Compared, Exported, Facts, Labels, Pixels, Predict
 from nas.export.network import PixelNetwork, fold, still
-from nas.records import check_place
+from nas.store import check_place
 
 __all__ = [
     "Check",
