@@ -214,8 +214,8 @@ def fit(
 def seconds_a_step(model: DeepSupervision, task: Task, images: Resident, recipe: Recipe, seed: int) -> float:
     """Seconds that a step of this training takes in the mean over its course, from a few steps at each image size.
 
-    The model is trained by them. The first quartile counts: what else the machine did for a moment is not the step's, and
-    a training that turns out slower follows the clock, where one that turns out faster would leave time unused.
+    The model is trained by them. The first quartile counts: what else the machine did for a moment is not the step's.
+    A training that turns out slower follows the clock; one that turns out faster would leave time unused.
     """
     sizes = [*(recipe.resizing or ()), (1.0, 1.0)]
     starts = [0.0, *(until for _, until in sizes[:-1])]
