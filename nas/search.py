@@ -10,7 +10,7 @@ there (a trial that proposes it again, too): the sampler never sees a score of a
 promotion, or is being trained at a higher rung, is complete for Optuna. Who is promoted, and when, the ladder says
 (`nas.ladder.promotion`, which `nas simulate` replays): newcomers are Optuna's proposals, promotions go to the
 candidates with the best outlook of its ranker. Where time ends the search, trainings at the highest rung wait until
-just enough of it is left for those that are planned (`scripts/simulate_deadline` replays that).
+just enough of it is left for those that are planned (`scripts/studies/simulate_deadline.py` replays that).
 
 Under a time budget with a plan (`nas.time_plan`) rungs are seconds of one worker, full training follows the search, and
 the ladder's expectation of it chooses the winner (`Search.chosen`).

@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """One training step under the glass: how fast, how near to the machine's peak, where the time goes. CPU, one thread.
 
-    scripts/benchmark_step                 random candidates, small to large, at 14x14 and 28x28; made-up images
-    scripts/benchmark_step --small         one small candidate, to try the script
+    python scripts/benchmarks/step.py            random candidates, small to large, at 14x14 and 28x28; made-up images
+    python scripts/benchmarks/step.py --small    one small candidate, to try the script
 
 Writes step.csv to results/reference/performance: a row a candidate and size, with milliseconds a step (median of the
 repeats, and their range), GFLOP/s (3 forward passes a step: forward, and backward to inputs and weights), their share

@@ -1,11 +1,10 @@
-#!/usr/bin/env python
 """The published truth table: random Inception architectures on Fashion-MNIST at 14x14 pixels.
 
-    scripts/calibrate_reference pilot --data-dir DIR     32 other architectures, to choose the arms by
-    scripts/calibrate_reference collect --data-dir DIR   the table itself, 160 architectures, 64 suffice
-    scripts/calibrate_reference thinner --data-dir DIR   networks of half the width in the place of the table's own
-    scripts/calibrate_reference nine --data-dir DIR      the table's own for nine epochs: loss or accuracy to choose by?
-    scripts/calibrate_reference collect --small          a run of a minute on digits, to try the script
+    python scripts/studies/calibrate_reference.py pilot --data-dir DIR    32 other architectures, to choose the arms by
+    python scripts/studies/calibrate_reference.py collect --data-dir DIR  the table itself, 160 architectures
+    python scripts/studies/calibrate_reference.py thinner --data-dir DIR  networks of half the width
+    python scripts/studies/calibrate_reference.py nine --data-dir DIR     nine epochs: choose by loss or accuracy?
+    python scripts/studies/calibrate_reference.py collect --small         a run of a minute on digits, to try the script
 
 Trained on images 0-9,999, proxies scored on 50,000-59,999, truth on 10,000-49,999; the test split is not touched.
 Architectures have 3 to 12 cells with batch norm; a stem of stride 2 makes 160 of them affordable on two cores. All is

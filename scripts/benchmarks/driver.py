@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """What the driver costs beside the trainings: candidates that do nothing, a large cluster, boards, and starting up.
 
-    scripts/benchmark_driver                all of it; results/reference/performance/driver.csv and driver-course.csv
-    scripts/benchmark_driver --small        a fiftieth of it, to try the script
+    python scripts/benchmarks/driver.py            all parts; driver.csv and driver-course.csv
+    python scripts/benchmarks/driver.py --small    a fiftieth of it, to try the script
 
 search     1,000 candidates of 20 numbers and a tiny network, over Ray with durable storage and the default ladder;
            the sampler's own time is taken out and shown apart

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Trains a textbook network for SECONDS and prints one JSON line: what a user gets without a search.
 
-    python scripts/baselines/textbook.py resnet20 --data fashion-mnist --data-dir DATA --seconds 600
-    python scripts/baselines/textbook.py vgg --data cifar10 --data-dir DATA --seconds 600 --seed 1
-    python scripts/baselines/textbook.py resnet8 --data photos --test photos-new --size 32 --seconds 240
+    python scripts/benchmarks/baselines/textbook.py resnet20 --data fashion-mnist --data-dir DATA --seconds 600
+    python scripts/benchmarks/baselines/textbook.py vgg --data cifar10 --data-dir DATA --seconds 600 --seed 1
+    python scripts/benchmarks/baselines/textbook.py resnet8 --data photos --test photos-new --size 32 --seconds 240
 
 Plain PyTorch on the CPU; nothing of this project is imported. It trains on all given training images, without a
 validation split. The recipe is the usual one: SGD with Nesterov momentum, one-cycle learning rate, random crops and

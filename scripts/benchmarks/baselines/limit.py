@@ -1,6 +1,6 @@
 """The limit: the engine's own training steps and validation passes on two processes, and nothing else.
 
-    python scripts/baselines/limit.py --data-dir DIR --shrink 2 --epochs 2 --images 10000 --to FILE
+    python scripts/benchmarks/baselines/limit.py --data-dir DIR --shrink 2 --epochs 2 --images 10000 --to FILE
 
 No sampler, no storage, no driver: each process takes the next candidate from a list, builds it, trains and scores it.
 """

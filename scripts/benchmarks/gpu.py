@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Candidates on one GPU: what each way to train is worth, how near it comes to the roofline, and how many share one.
 
-    scripts/benchmark_gpu             candidates of about 1, 10 and 100 M multiply-adds at 32x32; says so without a GPU
-    scripts/benchmark_gpu --small     a tiny candidate on the CPU, to try the script
+    python scripts/benchmarks/gpu.py            candidates of about 1, 10 and 100 M multiply-adds; says so without a GPU
+    python scripts/benchmarks/gpu.py --small    a tiny candidate on the CPU, to try the script
 
 Writes gpu.csv to results/reference/performance: a row a candidate and way, with candidate-epochs an hour (an epoch:
 50,000 made-up images, training alone), the share of the roofline max(FLOPs / measured peak, bytes / measured

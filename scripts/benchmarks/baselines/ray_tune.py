@@ -1,6 +1,6 @@
 """The same candidates through Ray Tune with OptunaSearch, two trials at a time, as Ray's documentation shows it.
 
-python scripts/baselines/ray_tune.py --data-dir DIR --shrink 2 --epochs 2 --images 10000 --to FILE
+python scripts/benchmarks/baselines/ray_tune.py --data-dir DIR --shrink 2 --epochs 2 --images 10000 --to FILE
 """
 
 from __future__ import annotations

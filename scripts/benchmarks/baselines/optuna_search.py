@@ -1,7 +1,7 @@
 """A search as Optuna's documentation shows it, without this engine's loop, workers, towers or ladder.
 
-    python scripts/baselines/optuna_search.py hyperband --data-dir DIR --seconds 300 --seed 0 --to FILE
-    python scripts/baselines/optuna_search.py tpe --data-dir DIR --seconds 300 --seed 0 --to FILE
+    python scripts/benchmarks/baselines/optuna_search.py hyperband --data-dir DIR --seconds 300 --seed 0 --to FILE
+    python scripts/benchmarks/baselines/optuna_search.py tpe --data-dir DIR --seconds 300 --seed 0 --to FILE
 
 `hyperband`: TPE with HyperbandPruner, `trial.report` and `should_prune` after each epoch of at most nine, as in
 "Efficient Optimization Algorithms". `tpe`: TPE on the score after one epoch. Two processes share a journal file, as in

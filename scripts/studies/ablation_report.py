@@ -1,4 +1,4 @@
-"""Tables and plots of `scripts/ablate_auxiliary`, from one row a training."""
+"""Tables and plots of `scripts/studies/ablate_auxiliary.py`, from one row a training."""
 
 from __future__ import annotations
 
