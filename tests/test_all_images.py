@@ -21,7 +21,7 @@ from nas.ladder import Rung
 from nas.proxy import Bench, Job, Setting, SpaceSpec
 from nas.records import Entry, Records, existing_records
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "space__name": "inception",
     "space__stem": [16, 16],
     "space__widths": [16, 16],

@@ -13,7 +13,7 @@ from nas.cost_model import PRIOR, Work
 from nas.experiment import Experiment
 from nas.records import Entry, Records, existing_records
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "space__stem": [16],
     "space__widths": [[16], [16, 32], [32]],
     "space__cells": [1, 1],

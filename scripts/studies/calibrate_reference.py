@@ -94,7 +94,8 @@ def against_truth(table: pd.DataFrame, scores: Mapping[Any, pd.DataFrame], one: 
         tau = estimate(found.tau[0, place], found.taus[:, 0, place], count)
         rows[name] = {"tau": tau.value, "low": tau.low, "high": tau.high, "architectures": count}
     ahead, behind = list(scores).index(one), list(scores).index(other)
-    apart = estimate(*(each[..., 0, ahead] - each[..., 0, behind] for each in (found.tau, found.taus)), count)
+    difference = found.tau[0, ahead] - found.tau[0, behind]
+    apart = estimate(difference, found.taus[:, 0, ahead] - found.taus[:, 0, behind], count)
     rows[one] |= {"difference": apart.value, "difference_low": apart.low, "difference_high": apart.high}
     return rows
 

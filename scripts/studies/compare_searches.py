@@ -171,7 +171,7 @@ def candidates(given: argparse.Namespace) -> pd.DataFrame:
                 continue
             storage = JournalStorage(JournalFileBackend(str(journal)))
             for trial in optuna.load_study(study_name="baseline", storage=storage).trials:
-                if trial.state.name == "COMPLETE" and trial.duration is not None:
+                if trial.value is not None and trial.duration is not None and trial.state.name == "COMPLETE":
                     times = float(1 + max(trial.intermediate_values))
                     found = {"accuracy": trial.value, "seconds": trial.duration.total_seconds()}
                     rows.append(about | {"times": times} | found | {"definition": trial.user_attrs["architecture"]})

@@ -100,7 +100,8 @@ def measured(most: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     searches = searches[searches["run"].isin(RUNS)].assign(group=lambda rows: "run " + rows["run"].astype(str))
     table = pd.read_parquet(REFERENCE / "calibration/truth.parquet")
     table["group"] = table["architecture"]
-    one, longer = [], []
+    one: list[pd.DataFrame] = []
+    longer: list[pd.DataFrame] = []
     for (method, times), part in searches.groupby(["method", "times"]):
         part = part if len(part) <= most else part.sample(most, random_state=0)
         (one if times == 1 else longer).append(part.assign(kind=f"{method} {times:g}"))

@@ -40,7 +40,7 @@ def work(given: Any, data: Any, recipe: Recipe, next_one: Any, found: Any) -> No
             network, TowersConfig(placement="none"), data.input_shape, len(data.classes), 0, data.coarse, data.classes
         )
         training.fit(model, task, images, recipe, seed=0)
-        scores = training.evaluate(model, task, validation, recipe.batch_size)
+        scores = training.evaluate(model, task, validation, plain.BATCH)
         found.put((architecture.key, scores["accuracy"]))
 
 

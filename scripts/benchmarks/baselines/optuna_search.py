@@ -119,10 +119,11 @@ def train(
     accuracy = 0.0
     for epoch in range(epochs):
         network.train()
-        for rows in torch.randperm(count, generator=generator).split(BATCH)[: count // BATCH]:
+        order = torch.randperm(count, generator=generator)
+        for rows in order.split(BATCH)[: count // BATCH]:  # type: ignore[no-untyped-call]
             pixels, labels = images.batch(rows, data.augmentations, generator)
             optimizer.zero_grad()
-            F.cross_entropy(network(images.normalised(pixels)), labels).backward()
+            F.cross_entropy(network(images.normalised(pixels)), labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         accuracy = score(network, validation)

@@ -83,7 +83,7 @@ def train(network: nn.Module, images: TensorDataset, validation: TensorDataset, 
         for pixels, labels in loader:
             optimizer.zero_grad()
             loss = F.cross_entropy(network(pixels), labels)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     network.eval()
