@@ -1,4 +1,4 @@
-"""scripts/ablate_auxiliary, in small: it trains, goes on where it was, and its report adds up."""
+"""scripts/studies/ablate_auxiliary.py, in small: it trains, goes on where it was, and its report adds up."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def ablate(folder: Path, *words: str) -> str:
-    command = [sys.executable, str(ROOT / "scripts" / "ablate_auxiliary"), "--small", "--executor", "in-process"]
-    command += ["--folder", str(folder), "--to", str(folder / "report"), *words]
+    command = [sys.executable, str(ROOT / "scripts" / "studies" / "ablate_auxiliary.py"), "--small"]
+    command += ["--executor", "in-process", "--folder", str(folder), "--to", str(folder / "report"), *words]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
 

@@ -21,7 +21,7 @@ from nas.ladder import Rung
 from nas.proxy import Bench, Job, Setting, SpaceSpec
 from nas.store import Entry, Store, existing_store
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "space__name": "inception",
     "space__stem": [16, 16],
     "space__widths": [16, 16],

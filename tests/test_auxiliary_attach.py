@@ -291,7 +291,7 @@ def test_towers_not_built_yet_are_built_within_a_compiled_call() -> None:
 
 
 def test_under_autocast_and_channels_last() -> None:
-    model = attach(ResNet(), ["layer2"], IMAGES).to(memory_format=torch.channels_last)
+    model = attach(ResNet(), ["layer2"], IMAGES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output, aside = model(IMAGES.contiguous(memory_format=torch.channels_last))
         losses = model.losses((output, aside), LABELS)
@@ -303,7 +303,7 @@ def test_under_autocast_and_channels_last() -> None:
 def _rank(rank: int, folder: str) -> None:
     """One of two processes; what it finds goes to a file."""
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     mine = slice(3 * rank, 3 * rank + 3)
     found: dict[str, Any] = {}
@@ -341,7 +341,7 @@ def _for_ranks(reach: str, keys: dict[str, Any]) -> DeepSupervision:
 @pytest.mark.slow
 def test_over_two_processes_gradients_are_those_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for reach, keys in (("full", {}), ("relay:2", {"main_reach": 2})):
         model = _for_ranks(reach, keys)

@@ -8,34 +8,17 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import textbook
 import torch
 from PIL import Image
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-
-
-def load_script(path: Path) -> ModuleType:
-    loader = SourceFileLoader(path.stem, str(path))
-    spec = spec_from_loader(path.stem, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    loader.exec_module(module)
-    return module
-
-
-textbook = load_script(SCRIPTS / "baselines" / "textbook.py")
-outcome = load_script(SCRIPTS / "benchmark_outcome")
-
+from scripts.benchmarks import outcome
 
 # ----------------------------------------------------------------------------------------- textbook networks
 
@@ -166,7 +149,7 @@ def test_fashion_mnist_is_read(real_data: Path) -> None:
 
 
 def test_the_baseline_imports_nothing_of_this_project() -> None:
-    text = (SCRIPTS / "baselines" / "textbook.py").read_text(encoding="utf-8")
+    text = Path(textbook.__file__).read_text(encoding="utf-8")
     imports = {line.split()[1].partition(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
     assert imports - sys.stdlib_module_names - {"__future__"} == {"numpy", "PIL", "torch"}
 
@@ -355,12 +338,12 @@ def test_the_report_alone_is_written_by_the_script(tmp_path: Path, monkeypatch: 
     file = outcome.RunFile(tmp_path / "runs.jsonl")
     for row in [*rows_of("engine", [0.92]), *rows_of("vgg", [0.91])]:
         file.append(row)
-    monkeypatch.setattr(sys, "argv", ["benchmark_outcome", "--report", "--to", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["outcome.py", "--report", "--to", str(tmp_path)])
     outcome.main()
     assert "## fashion-10m" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_job_without_its_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["benchmark_outcome", "--jobs", "photos", "--to", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["outcome.py", "--jobs", "photos", "--to", str(tmp_path)])
     with pytest.raises(SystemExit, match="photos needs --photos and --photos-new"):
         outcome.main()

@@ -14,8 +14,11 @@ from pydantic import BaseModel, ValidationError
 from nas.config import Config, SpaceConfig, TowersConfig, assign, explained, make, read, resume
 from nas.errors import ConfigError
 
-SECTIONS = {key: kind for key, field in Config.model_fields.items() if isinstance(kind := field.annotation, type)}
-SECTIONS = {key: kind for key, kind in SECTIONS.items() if issubclass(kind, BaseModel)}
+SECTIONS = {
+    key: kind
+    for key, field in Config.model_fields.items()
+    if isinstance(kind := field.annotation, type) and issubclass(kind, BaseModel)
+}
 CLOSED = {key: kind for key, kind in SECTIONS.items() if kind is not SpaceConfig}
 
 
@@ -261,7 +264,8 @@ def test_assign_leaves_its_siblings() -> None:
 
 def test_every_key_is_explained() -> None:
     lines = explained(Config()).splitlines()
-    for section, kind in {"": Config, **SECTIONS}.items():
+    sections: dict[str, type[BaseModel]] = {"": Config, **SECTIONS}
+    for section, kind in sections.items():
         start = lines.index(next(line for line in lines if line.startswith(f"[{section}]"))) if section else -1
         own = lines[start + 1 :]
         own = own[: next((i for i, line in enumerate(own) if line.startswith("[")), None)]
@@ -274,7 +278,8 @@ def test_every_key_is_explained() -> None:
 
 def test_a_key_that_may_be_unset_is_unset_by_default() -> None:
     """TOML has no null: were the default something else, nobody could ask for "unset" in a file."""
-    for kind in (Config, *SECTIONS.values()):
+    kinds: list[type[BaseModel]] = [Config, *SECTIONS.values()]
+    for kind in kinds:
         for key, field in kind.model_fields.items():
             if type(None) in getattr(field.annotation, "__args__", ()):
                 assert field.default is None, f"{kind.__name__}.{key}"

@@ -920,7 +920,7 @@ def test_how_far_a_crop_shifts(size: int, most: int) -> None:
     marked = torch.zeros(600, 1, size, size, dtype=torch.uint8)
     marked[:, :, size // 2, size // 2] = 1
     where = augment(marked, ["crop"], generator(0)).nonzero()[:, 2:] - size // 2
-    assert (where.min(), where.max()) == (-most, most)
+    assert (int(where.min()), int(where.max())) == (-most, most)
 
 
 def test_unknown_augmentations_are_refused_before_anything_is_drawn() -> None:

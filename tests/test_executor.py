@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -160,7 +161,8 @@ def torch_as_it_was() -> Iterator[None]:
 
 
 def job(setting: Setting, does: str, width: int = 4, rung: Rung = RUNG) -> Job:
-    return Job.of(setting.space.load().architecture_type(does=does, width=width), rung, 0)
+    architecture_type: Any = setting.space.load().architecture_type
+    return Job.of(architecture_type(does=does, width=width), rung, 0)
 
 
 def outcomes(executor: Executor, jobs: list[Job], seconds: float = 90) -> list[Outcome]:

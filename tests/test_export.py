@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from nas.complexity import activation_bytes
 from nas.config import ExportConfig
 from nas.errors import DataError, InputError, JobError, VerificationError
-from nas.export import Check, Exported, Facts, Pixels, export, files, fold, network, verification
+from nas.export import Check, Exported, Facts, export, files, fold, network, verification
+from nas.export.facts import Pixels
 
 SHAPE = (3, 14, 14)
 FACTS = Facts(

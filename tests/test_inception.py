@@ -42,7 +42,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def space(**keys: Any) -> InceptionSpace:
+def space(**keys: Any) -> Any:
     return InceptionSpace(InceptionSettings.model_validate(keys))
 
 
@@ -372,7 +372,9 @@ def separately(cell: Cell, a: CellArchitecture, x: Tensor, training: bool) -> tu
 
     Also gives the siblings' running means and variances afterwards, where there is batch norm.
     """
-    pieces, statistics, start = [], [], 0
+    pieces: list[Tensor | None] = []
+    statistics: list[Tensor] = []
+    start = 0
     for width in (a.one, a.three_reduce, a.five_reduce):
         if not width:
             pieces.append(None)
@@ -455,6 +457,8 @@ def test_fused_siblings_compute_what_separate_convolutions_compute(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     if statistics is not None:
         norm = cell.siblings.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         torch.testing.assert_close(torch.stack([norm.running_mean, norm.running_var]), statistics)
     weight = torch.randn_like(found)
     inputs = [x, *cell.parameters()]

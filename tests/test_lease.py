@@ -57,7 +57,7 @@ def start(url: str, course: str) -> subprocess.Popen[str]:
 
 def rows(engine: sql.Engine) -> list[tuple[str, int]]:
     with engine.connect() as connection:
-        return [tuple(row) for row in connection.exec_driver_sql("SELECT study, pid FROM nas_leases")]  # type: ignore[misc]
+        return [tuple(row) for row in connection.exec_driver_sql("SELECT study, pid FROM nas_leases")]
 
 
 def change(engine: sql.Engine, **values: object) -> None:

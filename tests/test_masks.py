@@ -105,7 +105,8 @@ def test_the_values_of_a_mask_are_those_in_the_file(tmp_path: Path, form: str) -
         if form.startswith("palette"):
             image = Image.fromarray(mask.astype(np.uint8), "P")
             image.putpalette([255, 0, 0, 9, 9, 9, 0, 128, 255] + [7, 7, 7] * 253)
-            image.save(file, **({"bits": 2} if "2 bits" in form else {}))
+            options: dict[str, Any] = {"bits": 2} if "2 bits" in form else {}
+            image.save(file, **options)
         elif form == "bilevel":
             Image.fromarray(mask == 1).save(file)
         elif "bits" in form:

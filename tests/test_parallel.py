@@ -116,7 +116,7 @@ def found(model: DeepSupervision, result: Fit) -> dict[str, Any]:
 def _rank(rank: int, folder: str) -> None:
     """One of two processes; what it finds goes to a file."""
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     shard = Shard.of_this_process()
     assert (shard.rank, shard.world) == (rank, 2)
@@ -174,7 +174,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> list[di
     with pytest.MonkeyPatch.context() as patch:
         path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         patch.setenv("PYTHONPATH", path)
-        torch.multiprocessing.spawn(_rank, (str(folder),), nprocs=2)
+        torch.multiprocessing.spawn(_rank, (str(folder),), nprocs=2)  # type: ignore[attr-defined]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

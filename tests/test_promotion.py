@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,20 +19,20 @@ COSTS = (1 / 27, 1 / 9, 1 / 3, 1.0)
 class Run:
     """One ladder climbed in virtual time: what was started in which order, and by how many workers at once."""
 
-    started: list[tuple[Hashable, int]] = field(default_factory=list)
-    failed: set[Hashable] = field(default_factory=set)
+    started: list[tuple[int, int]] = field(default_factory=list)
+    failed: set[int] = field(default_factory=set)
     paid: float = 0.0
     idle: float = 0.0  # worker-time without work although budget was left
-    known: list[dict[Hashable, int]] = field(default_factory=list)  # highest rung done, at each start
+    known: list[dict[int, int]] = field(default_factory=list)  # highest rung done, at each start
 
 
-def climb(promotion: Promotion, scores: np.ndarray, costs: np.ndarray, workers: int, stream: int = 0) -> Run:
+def climb(promotion: Promotion[int], scores: np.ndarray, costs: np.ndarray, workers: int, stream: int = 0) -> Run:
     """`scores` (candidates, rungs), NaN: the training fails. `stream` candidates are offered at a time; 0: all."""
     generator = np.random.default_rng(0)
     features = generator.lognormal(size=(len(scores), 1))
     run, now, offered = Run(), 0.0, 0
-    running: list[tuple[float, int, Hashable, int]] = []
-    highest: dict[Hashable, int] = {}
+    running: list[tuple[float, int, int, int]] = []
+    highest: dict[int, int] = {}
     while True:
         while len(running) < workers:
             training = promotion.next()
@@ -184,7 +183,7 @@ def test_workers_stay_busy_until_the_end() -> None:
 def test_one_full_training_is_always_kept_for_the_end() -> None:
     scores, costs = table(1, 50, 4, 0.0, uneven=False)
     for budget in (1.0, 1.5, 2.0, 6.0):
-        promotion = Promotion(COSTS, budget, ["params"])
+        promotion: Promotion[int] = Promotion(COSTS, budget, ["params"])
         run = climb(promotion, scores, costs, workers=1)
         assert any(rung == 3 for _, rung in run.started)
         assert promotion.found() == max((k for k, r in run.started if r == 3), key=lambda k: scores[k, 3])
@@ -192,7 +191,7 @@ def test_one_full_training_is_always_kept_for_the_end() -> None:
 
 def test_a_budget_that_outlasts_the_candidates_trains_all_of_them() -> None:
     scores, costs = table(2, 6, 4, 0.0, uneven=False)
-    promotion = Promotion(COSTS, 20.0, ["params"])
+    promotion: Promotion[int] = Promotion(COSTS, 20.0, ["params"])
     climb(promotion, scores, costs, workers=2)
     assert promotion.found() == scores[:, 3].argmax()
 
@@ -203,7 +202,7 @@ def test_the_good_are_found_by_what_short_trainings_say() -> None:
     for seed in range(20):
         truth = generator.standard_normal(60)
         scores = truth[:, None] + generator.standard_normal((60, 4)) * [0.3, 0.2, 0.1, 0.0]
-        promotion = Promotion(COSTS, 6.0, ["params"], seed=seed)
+        promotion: Promotion[int] = Promotion(COSTS, 6.0, ["params"], seed=seed)
         climb(promotion, scores, np.tile(COSTS, (60, 1)), workers=1)
         found.append(int((truth > truth[promotion.found()]).sum()))  # type: ignore[call-overload]
     assert np.mean(np.array(found) == 0) > 0.3  # by chance: a thirtieth
@@ -213,18 +212,18 @@ def test_the_good_are_found_by_what_short_trainings_say() -> None:
 def test_every_kind_gets_a_hearing_before_a_common_one_gets_many() -> None:
     """300 candidates of one size, one each of 20 others nearby."""
     params = np.concatenate([np.full(300, 1e6), 1e6 * (1 + 0.01 * np.arange(1, 21))])
-    promotion = Promotion(COSTS, 6.0, ["params"])
+    promotion: Promotion[int] = Promotion(COSTS, 6.0, ["params"])
     promotion.offer(range(320), params[:, None], np.tile(COSTS, (320, 1)))
     tried = set()
     generator = np.random.default_rng(0)
     while (training := promotion.next()) is not None:
         tried.add(training[0])
         promotion.tell(*training, float(generator.random()))
-    assert len([key for key in tried if isinstance(key, int) and key >= 300]) > 15
+    assert len([key for key in tried if key >= 300]) > 15
 
 
 def test_it_waits_for_offers_and_outcomes() -> None:
-    promotion = Promotion(COSTS, 6.0, ["params"])
+    promotion: Promotion[str] = Promotion(COSTS, 6.0, ["params"])
     assert promotion.next() is None
     promotion.offer(["a"], np.array([[1e6]]), np.array([COSTS]))
     assert promotion.next() == ("a", 0)
@@ -235,7 +234,7 @@ def test_it_waits_for_offers_and_outcomes() -> None:
 
 
 def test_real_costs_replace_expected_ones() -> None:
-    promotion = Promotion(COSTS, 6.0, ["params"])
+    promotion: Promotion[str] = Promotion(COSTS, 6.0, ["params"])
     promotion.offer(["a"], np.array([[1e6]]), np.array([COSTS]))
     promotion.next()
     promotion.tell("a", 0, 0.5, cost=0.5)

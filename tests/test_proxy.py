@@ -20,7 +20,6 @@ from nas.config import DataConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, Images, load
 from nas.ladder import Rung
 from nas.proxy import Bench, Job, Outcome, Setting, SpaceSpec, stand_in, stand_ins_share
-from nas.space import Architecture
 from nas.store import Measurement
 
 CPU = torch.device("cpu")
@@ -117,14 +116,15 @@ def faulty(tmp_path: Path, data: Data) -> Bench:
     return Bench(pickle.loads(shipped), CPU)
 
 
-def architecture(seed: int = 3) -> Architecture:
+def architecture(seed: int = 3) -> Any:
     return NAMED.load().random(seed)
 
 
 def breaking(
     bench: Bench, fails: str, words: str = "it broke", rung: Rung = PROXY, trial: int | None = None
 ) -> Outcome:
-    return bench.measure(Job.of(bench.space.architecture_type(fails=fails, words=words), rung, 0, trial))
+    architecture_type: Any = bench.space.architecture_type
+    return bench.measure(Job.of(architecture_type(fails=fails, words=words), rung, 0, trial))
 
 
 # ---------------------------------------------------------------------------------------- self-contained
@@ -274,7 +274,7 @@ def test_a_tower_may_learn_groups_of_classes(bench: Bench, data: Data, tmp_path:
     recipe = RECIPE.model_copy(update={"epochs": 8, "images": None})
     scores = {}
     for labels in ("own", str(tmp_path / "parity.json")):
-        towers = TowersConfig(placement="middle", labels=labels)  # type: ignore[arg-type]
+        towers = TowersConfig(placement="middle", labels=labels)
         scores[labels] = bench.measure(Job.of(architecture(), Rung("proxy", recipe, towers), 0)).measurement.signals
     own, grouped = scores.values()
     (accuracy,) = [name for name in grouped if re.fullmatch(r"tower\d_accuracy", name)]

@@ -339,7 +339,7 @@ def test_a_pruned_winner_is_an_ordinary_network_beside_its_rivals(nas: Command, 
     assert (logits.argmax(1) == data.test.labels).mean() == pytest.approx(right)
 
     made = [one for one in measurements(cwd) if one not in before]
-    by_name = {(one.key, one.rung.partition("-")[0]): [] for one in made}
+    by_name: dict[tuple[str, str], list[Measurement]] = {(one.key, one.rung.partition("-")[0]): [] for one in made}
     for one in made:
         by_name[one.key, one.rung.partition("-")[0]].append(one)
     assert {name: len(many) for name, many in by_name.items()} == {

@@ -20,7 +20,6 @@ from search_spaces.resnet import (
     Bottleneck,
     PyramidPooling,
     ResNetArchitecture,
-    ResNetNetwork,
     ResNetSettings,
     ResNetSpace,
 )
@@ -28,17 +27,17 @@ from search_spaces.resnet import (
 WIDTHS = ((64, 64), (128, 128), (256, 256), (512, 512))
 
 
-def space(**keys: Any) -> ResNetSpace:
+def space(**keys: Any) -> Any:
     return ResNetSpace(ResNetSettings(**keys))
 
 
-def published(*blocks: int, **keys: Any) -> ResNetSpace:
+def published(*blocks: int, **keys: Any) -> Any:
     """A space of one point, as a system is written."""
     ranges = tuple((count, count) for count in blocks)
     return space(stem=(64, 64), blocks=ranges, widths=WIDTHS, resolution=64, **keys)
 
 
-def on_meta(one: ResNetSpace, shape: tuple[int, int, int], classes: int) -> ResNetNetwork:
+def on_meta(one: ResNetSpace, shape: tuple[int, int, int], classes: int) -> Any:
     with torch.device("meta"):
         return one.build(one.random(0), shape, classes)
 

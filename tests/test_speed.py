@@ -13,7 +13,7 @@ from nas.cost_model import PRIOR, Work
 from nas.experiment import Experiment
 from nas.store import Entry, Store, existing_store
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "space__stem": [16],
     "space__widths": [[16], [16, 32], [32]],
     "space__cells": [1, 1],

@@ -258,7 +258,7 @@ def test_label_smoothing_is_in_the_training_loss_and_not_in_the_score(data: Data
         expected = float(F.cross_entropy(supervised().network.train()(x), images.labels, label_smoothing=0.2))
     model = supervised()
     result = fit(model, TASK, images, recipe(label_smoothing=0.2, learning_rate=STILL), 0)
-    assert train_losses(result) == (pytest.approx(expected, rel=1e-5),)
+    assert train_losses(result) == pytest.approx((expected,), rel=1e-5)
     with torch.no_grad():
         plain = float(F.cross_entropy(model.network.eval()(x), images.labels))
     assert evaluate(model, TASK, images)["loss"] == pytest.approx(plain, rel=1e-5)
@@ -567,7 +567,7 @@ def test_masks_are_trained_on_at_full_size() -> None:
 
 def test_a_slow_machine_ends_its_schedule_in_time(data: Data, steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()  # a second each time it is read
-    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("nas.training.time.perf_counter", lambda: float(next(clock)))
     found = fit(supervised(), TASK, first(data, 128), recipe(steps=1000, batch_size=16), 0, seconds=50.0)
     assert 10 < len(found.step_losses) < 50
     assert found.images == 16 * len(found.step_losses)
@@ -592,7 +592,7 @@ def test_the_speed_of_a_training_is_the_mean_over_its_image_sizes(data: Data, mo
             now += x.shape[2] * x.shape[3]
             return super().forward(x)
 
-    monkeypatch.setattr(training.time, "perf_counter", lambda: now)
+    monkeypatch.setattr("nas.training.time.perf_counter", lambda: now)
     wanted = recipe(resizing=((0.5, 0.6), (0.75, 0.8)))
     found = training.seconds_a_step(supervised(Slow), TASK, first(data, 128), wanted, 0)
     assert found == pytest.approx(0.6 * 16 + 0.2 * 36 + 0.2 * 64)

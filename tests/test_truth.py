@@ -16,6 +16,7 @@ from nas.config import Config, DataConfig, Recipe, TowersConfig, make
 from nas.data import load_for_truth
 from nas.errors import DataError, ExperimentError, InputError
 from nas.progress import Event
+from nas.proxy import SpaceSpec
 from nas.store import Measurement, Store, open_database
 from search_spaces.inception import InceptionArchitecture, InceptionSettings, InceptionSpace
 
@@ -24,7 +25,7 @@ KEYS = {
     "executor": {"kind": "in-process"},
     "proxy": {"learning_rate": 0.05, "augment": []},
 }
-WANTED = {
+WANTED: dict[str, Any] = {
     "architectures": 3,
     "epochs": (1,),
     "full_epochs": 2,
@@ -86,7 +87,7 @@ def test_what_an_untrained_network_shows_stands_in_its_proxies_rows(collected: t
 def test_the_same_command_measures_nothing_twice_and_goes_on_with_more(tmp_path: Path) -> None:
     seen: list[str] = []
 
-    def collect(**more: object) -> pd.DataFrame:
+    def collect(**more: Any) -> pd.DataFrame:
         seen.clear()
         one = experiment(tmp_path)
         one.listen = lambda event: seen.append(event.name or "") if event.measurement is not None else None
@@ -129,7 +130,7 @@ def test_an_interrupted_collection_leaves_what_it_measured(tmp_path: Path) -> No
     ],
 )
 def test_what_cannot_be_collected_is_refused_and_nothing_written(
-    tmp_path: Path, wanted: dict[str, object], words: str
+    tmp_path: Path, wanted: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
         experiment(tmp_path).collect(**{**WANTED, **wanted})
@@ -178,7 +179,7 @@ def test_a_space_with_too_few_architectures_is_refused() -> None:
 
 def test_architectures_that_cannot_be_drawn_are_passed_over() -> None:
     class Picky(InceptionSpace):
-        def random(self, seed: int) -> Any:
+        def random(self, seed: int) -> Any:  # type: ignore[misc]  # final elsewhere
             if seed % 3 == 0:
                 raise ValueError("not today")
             return super().random(seed)
@@ -212,7 +213,7 @@ def test_labels_say_where_and_how_heavy(towers: TowersConfig, label: str) -> Non
 
 def test_only_the_first_architectures_may_have_an_arm(tmp_path: Path) -> None:
     data = load_for_truth(DataConfig(), 300, 200)
-    spec = truth.SpaceSpec.of("inception", {})
+    spec = SpaceSpec.of("inception", {})
     arms = (truth.full_arm(Recipe(epochs=1), (), 1), truth.Arm(truth.full_arm(Recipe(epochs=2), (), 1).rung, (0,), 1))
     plan = truth.Plan(spec, data, truth.random_architectures(spec.load(), 3, 0), arms)
     assert [job.rung.epochs for job in plan.jobs()] == [1, 1, 1, 2]

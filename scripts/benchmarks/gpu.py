@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Candidates on one GPU: what each way to train is worth, how near it comes to the roofline, and how many share one.
 
-    scripts/benchmark_gpu             candidates of about 1, 10 and 100 M multiply-adds at 32x32; says so without a GPU
-    scripts/benchmark_gpu --small     a tiny candidate on the CPU, to try the script
+    python scripts/benchmarks/gpu.py            candidates of about 1, 10 and 100 M multiply-adds; says so without a GPU
+    python scripts/benchmarks/gpu.py --small    a tiny candidate on the CPU, to try the script
 
 Writes gpu.csv to results/reference/performance: a row a candidate and way, with candidate-epochs an hour (an epoch:
 50,000 made-up images, training alone), the share of the roofline max(FLOPs / measured peak, bytes / measured
@@ -123,14 +122,14 @@ def step_of(way: Way, network: nn.Module, data: training.Resident, size: int) ->
         optimizer.zero_grad(set_to_none=not way.graph)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=way.bfloat16):
             loss = F.cross_entropy(network(pixels), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     if not way.graph or device.type != "cuda":
         return lambda: compute(*next(source))
     pixels, labels = (one.clone() for one in next(source))
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(side):
         for _ in range(3):
             compute(pixels, labels)
     torch.cuda.current_stream().wait_stream(side)
@@ -198,7 +197,7 @@ def packed(widths: Any, architecture: Any, size: int, steps: int, count: int) ->
     processes = [context.Process(target=packed_one, args=given) for _ in range(count)]
     for process in processes:
         process.start()
-    speeds = [1 / found.get() for _ in processes]
+    speeds: list[float] = [1 / found.get() for _ in processes]
     for process in processes:
         process.join()
     return sum(speeds)

@@ -1,17 +1,16 @@
-#!/usr/bin/env python
 """The default search against Optuna's Hyperband and TPE on a one-epoch proxy: the same time, cores, images and space.
 
-    scripts/compare_searches --data-dir DIR      three paired runs of five minutes, then all that was chosen retrained
-    scripts/compare_searches --report            report on what there is
-    scripts/compare_searches --first 3 --runs 6    runs 3 to 5, reported with those already in the CSVs
-    scripts/compare_searches --settings JSON --images N --retrain-images N    another space, fewer images
-    scripts/compare_searches --small             half a minute on digits, to try the script
+    python scripts/studies/compare_searches.py --data-dir DIR        three paired runs, then all chosen retrained
+    python scripts/studies/compare_searches.py --report              report on what there is
+    python scripts/studies/compare_searches.py --first 3 --runs 6    runs 3 to 5, reported with those in the CSVs
+    python scripts/studies/compare_searches.py --settings JSON --images N --retrain-images N
+    python scripts/studies/compare_searches.py --small               half a minute on digits, to try the script
 
 In each run the searches follow each other on an otherwise idle machine, in an order that rotates. What they choose,
 and random networks, is retrained alike (training and validation images, two seeds) and scored on the test split.
 A search that is done is not done again; nor is a retraining: stop and start at will. The report holds every training
-that a search carried through (`candidates.parquet`, which `scripts/simulate_searches` is made of) and, in two CSVs,
-every choice, the paired differences with Student's 95 % interval over the runs, and the relative improvement over the
+that a search carried through (`candidates.parquet`, the input of `simulate_searches.py`) and, in two CSVs, every
+choice, the paired differences with Student's 95 % interval over the runs, and the relative improvement over the
 average random network, 100 (accuracy - random) / random (Yang, Esperança and Carlucci 2020, NAS Evaluation is
 Frustratingly Hard, eq. 1).
 """
@@ -44,7 +43,7 @@ METHODS = ("engine", *BASELINES)
 RANDOM_SEED = 7
 RETRAIN_SEEDS = 100
 """Seeds of retraining begin here: no search has seen a network start from the same weights."""
-SCRIPTS = Path(__file__).resolve().parent
+OPTUNA_SEARCH = Path(__file__).resolve().parents[1] / "benchmarks" / "baselines" / "optuna_search.py"
 
 
 def search(method: str, run: int, given: argparse.Namespace) -> None:
@@ -58,7 +57,7 @@ def search(method: str, run: int, given: argparse.Namespace) -> None:
         return
     print(f"run {run}, {method}: {given.seconds} s", flush=True)
     if method in BASELINES:
-        words = [str(SCRIPTS / "baselines" / "optuna_search.py"), method, "--shrink", str(given.data.shrink)]
+        words = [str(OPTUNA_SEARCH), method, "--shrink", str(given.data.shrink)]
         words += ["--data", given.data.name, "--seconds", str(given.seconds), "--seed", str(run), "--to", str(file)]
         words += ["--workers", str(given.workers), "--images", str(given.images), "--space", json.dumps(given.settings)]
         if given.data.dir:
@@ -172,7 +171,7 @@ def candidates(given: argparse.Namespace) -> pd.DataFrame:
                 continue
             storage = JournalStorage(JournalFileBackend(str(journal)))
             for trial in optuna.load_study(study_name="baseline", storage=storage).trials:
-                if trial.state.name == "COMPLETE" and trial.duration is not None:
+                if trial.value is not None and trial.duration is not None and trial.state.name == "COMPLETE":
                     times = float(1 + max(trial.intermediate_values))
                     found = {"accuracy": trial.value, "seconds": trial.duration.total_seconds()}
                     rows.append(about | {"times": times} | found | {"definition": trial.user_attrs["architecture"]})

@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """What auxiliary towers are worth: four claims of the papers, measured on Fashion-MNIST at 14x14 pixels.
 
-    scripts/ablate_auxiliary --data-dir DIR          train what is not trained yet, then report
-    scripts/ablate_auxiliary --report                report on what there is
-    scripts/ablate_auxiliary --small                 a run of a minute on digits, to try the script
+    python scripts/studies/ablate_auxiliary.py --data-dir DIR          train what is not trained yet, then report
+    python scripts/studies/ablate_auxiliary.py --report                report on what there is
+    python scripts/studies/ablate_auxiliary.py --small                 a run of a minute on digits, to try the script
 
 10,000 training images, 5,000 validation images, SGD, one cycle. Everything is trained by the engine's own executor
 and is in its table when it is done, so the script may be stopped and started again. The arms are listed here, in

@@ -1,6 +1,6 @@
 """The same candidates through Ray Tune with OptunaSearch, two trials at a time, as Ray's documentation shows it.
 
-python scripts/baselines/ray_tune.py --data-dir DIR --shrink 2 --epochs 2 --images 10000 --to FILE
+python scripts/benchmarks/baselines/ray_tune.py --data-dir DIR --shrink 2 --epochs 2 --images 10000 --to FILE
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def main() -> None:
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         )
         results = tuner.fit()
-        accuracies = {one.metrics["key"]: one.metrics["accuracy"] for one in results if one.metrics}
+        trials = [results[number] for number in range(len(results))]
+        accuracies = {trial.metrics["key"]: trial.metrics["accuracy"] for trial in trials if trial.metrics}
     given.to.write_text(json.dumps({"accuracies": accuracies, "began": began, "ended": time.time()}))
     ray.shutdown()
 

@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """How well networks are ranked that were never trained; on the published truth table.
 
 The ladder's ranker sees short trainings of some networks of the table and ranks others, by their sizes, or also by the
 choices that made them or by zero-cost signals: Kendall's tau against full training, over random splits. What that is
-worth within a search: `scripts/simulate_searches`.
+worth within a search: `scripts/studies/simulate_searches.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SPACE = search_spaces.load(
     "inception", {"cells": [1, 4], "stem": [4, 16], "widths": [8, 16, 24], "step": 4, "resolution": 8}
 )
 TABLE_SEED = 2
-"""Both as in scripts/calibrate_reference."""
+"""Both as in scripts/studies/calibrate_reference.py."""
 
 CHOICES = Choices.of(SPACE)
 ZERO_COST = ("naswot", "synflow", "az_expressivity", "az_progressivity", "az_trainability")

@@ -1,15 +1,14 @@
-#!/usr/bin/env python
 """With the same data, machine and minutes: is the exported model better than a textbook network?
 
-    scripts/benchmark_outcome --data-dir DATA                                 Fashion-MNIST and CIFAR-10, seeds 0 to 2
-    scripts/benchmark_outcome --jobs photos --photos photos --photos-new photos-new
-    scripts/benchmark_outcome --data-dir DATA --jobs fashion-10m --who engine random-search
-    scripts/benchmark_outcome --report                                        write README.md, train nothing
-    scripts/benchmark_outcome --data-dir DATA --jobs fashion-10m --seeds 0 --scale 0.2     to try the script
+    python scripts/benchmarks/outcome.py --data-dir DATA                    Fashion-MNIST and CIFAR-10, seeds 0 to 2
+    python scripts/benchmarks/outcome.py --jobs photos --photos photos --photos-new photos-new
+    python scripts/benchmarks/outcome.py --data-dir DATA --jobs fashion-10m --who engine random-search
+    python scripts/benchmarks/outcome.py --report                           write README.md, train nothing
+    python scripts/benchmarks/outcome.py --data-dir DATA --jobs fashion-10m --seeds 0 --scale 0.2    to try it
 
-A pair is a job and a seed. In each pair `nas run --time T` and the textbook scripts (scripts/baselines/textbook.py)
-follow each other, never side by side, on an otherwise idle machine; each has T from the start of its process to its
-exit, on the CPU. The engine's exported file is then scored on the test images of the scripts. A textbook network
+A pair is a job and a seed. In each pair `nas run --time T` and the textbook scripts (baselines/textbook.py) follow
+each other, never side by side, on an otherwise idle machine; each has T from the start of its process to its exit, on
+the CPU. The engine's exported file is then scored on the test images of the scripts. A textbook network
 trains on all given images for the whole time. `random-search` is the engine with random sampling.
 
 Each finished run is a line of `runs.jsonl`; a run that is there is not repeated: stop and start at will. A run that
@@ -37,9 +36,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-SCRIPTS = Path(__file__).resolve().parent
-ROOT = SCRIPTS.parent
-TEXTBOOK = SCRIPTS / "baselines" / "textbook.py"
+ROOT = Path(__file__).resolve().parents[2]
+TEXTBOOK = Path(__file__).resolve().parent / "baselines" / "textbook.py"
 ENGINE, RANDOM_SEARCH = "engine", "random-search"
 RANDOM_SETS = ("search.sampler=random", "search.proposals=1")
 TOLERANCE = 0.02
@@ -487,7 +485,7 @@ def foot(rows: Sequence[Row]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     scale = next(row["budget"] / (60 * JOBS[row["job"]].minutes) for row in rows)
     scaled = "" if abs(scale - 1) < 1e-9 else f" --scale {scale:g}"
-    command = f"scripts/benchmark_outcome --jobs {' '.join(names)} --seeds {' '.join(map(str, seeds))}"
+    command = f"python scripts/benchmarks/outcome.py --jobs {' '.join(names)} --seeds {' '.join(map(str, seeds))}"
     command += "" if all(JOBS[name].is_folder for name in names) else " --data-dir DATA"
     for folder in FOLDERS:
         command += f" --{folder} {folder} --{folder}-new {folder}-new" if folder in names else ""
@@ -503,7 +501,7 @@ def foot(rows: Sequence[Row]) -> str:
         for who in job.baselines:
             if any(row["who"] == who and row["job"] == name for row in rows):
                 words = textbook_words(Run(job, 0, who, run.budget), place)[2:]
-                lines.append(" ".join(["python scripts/baselines/textbook.py", *words]))
+                lines.append(" ".join(["python scripts/benchmarks/baselines/textbook.py", *words]))
     lines += ["```", "", f"{days}. {'; '.join(machines)}. {'; '.join(packages)}."]
     if commits:
         lines.append(f"Engine at commit {', '.join(commits)} (+: with changes that are not committed).")

@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Promotions at their share of the time or as late as they fit: searches that time ends, replayed on NAS-Bench-101.
 
-    scripts/simulate_deadline --table FILE     writes simulations-deadline.csv
+    python scripts/studies/simulate_deadline.py --table FILE     writes simulations-deadline.csv
 
 Newcomers are random and trained for 4 epochs, the promoted for 36; two workers, in virtual time. What is found is the
 best after 36 epochs, and is judged by its score after 108: by the share of all networks that are better, and by regret.

@@ -1,4 +1,4 @@
-"""Candidates that do nothing: twenty numbers, and a tiny network. For scripts/benchmark_driver."""
+"""Candidates that do nothing: twenty numbers, and a tiny network. For scripts/benchmarks/driver.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables and plots of `scripts/ablate_auxiliary`, from one row a training."""
+"""Tables and plots of `scripts/studies/ablate_auxiliary.py`, from one row a training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy import stats
 
 plt.switch_backend("svg")
@@ -127,7 +128,7 @@ def draw_early(table: pd.DataFrame, file: Path) -> None:
     _save(figure, file)
 
 
-def _save(figure: plt.Figure, file: Path) -> None:
+def _save(figure: Figure, file: Path) -> None:
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)

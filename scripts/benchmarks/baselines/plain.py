@@ -1,9 +1,9 @@
 """The script that a user would write: Optuna's loop, eager PyTorch, a DataLoader, default threads and memory layout.
 
-    python scripts/baselines/plain.py --data-dir DIR --shrink 2 --epochs 2 --images 10000 --to FILE
+    python scripts/benchmarks/baselines/plain.py --data-dir DIR --shrink 2 --epochs 2 --images 10000 --to FILE
 
 As "A Simple Example" of Optuna's documentation for PyTorch. The candidates are enqueued, so that all ways train the
-same ones; `train` is also what scripts/baselines/ray_tune.py trains with.
+same ones; `train` is also what scripts/benchmarks/baselines/ray_tune.py trains with.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def train(network: nn.Module, images: TensorDataset, validation: TensorDataset, 
         for pixels, labels in loader:
             optimizer.zero_grad()
             loss = F.cross_entropy(network(pixels), labels)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     network.eval()

@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """The published simulations: the default ladder and its rivals on NAS-Bench-101 and on the published truth table.
 
-    scripts/simulate_reference nasbench101 --table FILE     all sizes, and each tenth of them
-    scripts/simulate_reference truth                        each setting of towers; ten seeds of 50 repeats
-    scripts/simulate_reference sizes                        made-up tables, on which many networks share a size
+    python scripts/studies/simulate_reference.py nasbench101 --table FILE    all sizes, and each tenth of them
+    python scripts/studies/simulate_reference.py truth                       each setting of towers; ten seeds
+    python scripts/studies/simulate_reference.py sizes                       made-up tables of few sizes
 
 Budget 6 full trainings, every training counted; one setting throughout. Writes simulations-nasbench101.csv,
 simulations-truth.csv and simulations-sizes.csv; on the truth table prints by how much regret is less than the rivals',

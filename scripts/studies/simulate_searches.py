@@ -1,14 +1,13 @@
-#!/usr/bin/env python
 """Whole searches of five minutes without training, on a surrogate made after what was measured.
 
-    scripts/simulate_searches                  the engine and others, 32 times each
-    scripts/simulate_searches --ways engine "all at random, 16" --repeats 8
+    python scripts/studies/simulate_searches.py                  the engine and others, 32 times each
+    python scripts/studies/simulate_searches.py --ways engine "all at random, 16" --repeats 8
 
 `nas.search` is run as it is, on a clock of its own, by one worker who has the time of two. In the place of training
 stand two Gaussian processes (in the manner of Zela et al. 2022, Surrogate NAS Benchmarks) over the networks of the
 truth table's space: one of accuracies after one epoch, one of those after nine epochs and full training, with a level
 for each kind. They are fitted to the truth table and to what the paired searches trained (runs 4 to 9 of
-`scripts/compare_searches`); no test image has a part in them. A network's own part, which nothing foretells, and the
+`compare_searches.py`); no test image has a part in them. A network's own part, which nothing foretells, and the
 noise of a seed are drawn anew for each repeat. Beforehand it prints how well each process foretells trainings of
 searches, and networks of the table, that it was not fitted to. What a search finds is the surrogate's full accuracy of
 what it chose.
@@ -60,7 +59,7 @@ REFERENCE = Path("results/reference")
 SPACE = search_spaces.load(
     "inception", {"cells": [1, 4], "stem": [4, 16], "widths": [8, 16, 24], "step": 4, "resolution": 8}
 )
-"""As in scripts/calibrate_reference."""
+"""As in scripts/studies/calibrate_reference.py."""
 
 INPUT, CLASSES = (1, 14, 14), 10
 RUNS = range(4, 10)
@@ -101,7 +100,8 @@ def measured(most: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     searches = searches[searches["run"].isin(RUNS)].assign(group=lambda rows: "run " + rows["run"].astype(str))
     table = pd.read_parquet(REFERENCE / "calibration/truth.parquet")
     table["group"] = table["architecture"]
-    one, longer = [], []
+    one: list[pd.DataFrame] = []
+    longer: list[pd.DataFrame] = []
     for (method, times), part in searches.groupby(["method", "times"]):
         part = part if len(part) <= most else part.sample(most, random_state=0)
         (one if times == 1 else longer).append(part.assign(kind=f"{method} {times:g}"))

@@ -1,4 +1,4 @@
-"""The candidates of scripts/benchmark_search, as a space that names them: searches begin with them, in this order."""
+"""The candidates of scripts/benchmarks/search.py, as a space that names them: searches begin with them, in order."""
 
 from __future__ import annotations
 

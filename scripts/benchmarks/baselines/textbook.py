@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Trains a textbook network for SECONDS and prints one JSON line: what a user gets without a search.
 
-    python scripts/baselines/textbook.py resnet20 --data fashion-mnist --data-dir DATA --seconds 600
-    python scripts/baselines/textbook.py vgg --data cifar10 --data-dir DATA --seconds 600 --seed 1
-    python scripts/baselines/textbook.py resnet8 --data photos --test photos-new --size 32 --seconds 240
+    python scripts/benchmarks/baselines/textbook.py resnet20 --data fashion-mnist --data-dir DATA --seconds 600
+    python scripts/benchmarks/baselines/textbook.py vgg --data cifar10 --data-dir DATA --seconds 600 --seed 1
+    python scripts/benchmarks/baselines/textbook.py resnet8 --data photos --test photos-new --size 32 --seconds 240
 
 Plain PyTorch on the CPU; nothing of this project is imported. It trains on all given training images, without a
 validation split. The recipe is the usual one: SGD with Nesterov momentum, one-cycle learning rate, random crops and
@@ -92,7 +92,8 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.stages(self.stem(images)).mean((2, 3)))
+        logits: Tensor = self.head(self.stages(self.stem(images)).mean((2, 3)))
+        return logits
 
 
 class VGG(nn.Module):
@@ -110,7 +111,8 @@ class VGG(nn.Module):
         self.head = nn.Linear(inputs, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.layers(images).amax((2, 3)))
+        logits: Tensor = self.head(self.layers(images).amax((2, 3)))
+        return logits
 
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -252,7 +254,7 @@ class Trainer:
     """One network with its optimizer, arithmetic and normalisation."""
 
     def __init__(self, network: nn.Module, train: Images, augment: list[str]) -> None:
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.augment = augment
         self.bfloat16 = False
         pixels = train.pixels[:10_000].float()
@@ -266,7 +268,8 @@ class Trainer:
     def logits(self, pixels: Tensor) -> Tensor:
         images = (pixels.float() - self.mean) / self.std
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
-            return self.network(images.contiguous(memory_format=torch.channels_last)).float()
+            logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last)).float()
+        return logits
 
     def step(self, pixels: Tensor, labels: Tensor, progress: float) -> None:
         """One step; `progress`, 0 to 1, is the share of the training time that is gone."""
@@ -275,14 +278,14 @@ class Trainer:
             group["lr"] = LEARNING_RATE * max(0.0, min(rising, falling))
         loss = F.cross_entropy(self.logits(augmented(pixels, self.augment)), labels, label_smoothing=LABEL_SMOOTHING)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
     @torch.inference_mode()
     def right(self, images: Images) -> int:
         """How many of the images get their label."""
         self.network.eval()
-        batches = zip(images.pixels.split(SCORING_BATCH), images.labels.split(SCORING_BATCH), strict=True)
+        batches = zip(torch.split(images.pixels, SCORING_BATCH), torch.split(images.labels, SCORING_BATCH), strict=True)
         count = sum(int((self.logits(pixels).argmax(1) == labels).sum()) for pixels, labels in batches)
         self.network.train()
         return count

@@ -1,6 +1,6 @@
 """The limit: the engine's own training steps and validation passes on two processes, and nothing else.
 
-    python scripts/baselines/limit.py --data-dir DIR --shrink 2 --epochs 2 --images 10000 --to FILE
+    python scripts/benchmarks/baselines/limit.py --data-dir DIR --shrink 2 --epochs 2 --images 10000 --to FILE
 
 No sampler, no storage, no driver: each process takes the next candidate from a list, builds it, trains and scores it.
 """
@@ -40,7 +40,7 @@ def work(given: Any, data: Any, recipe: Recipe, next_one: Any, found: Any) -> No
             network, TowersConfig(placement="none"), data.input_shape, len(data.classes), 0, data.coarse, data.classes
         )
         training.fit(model, task, images, recipe, seed=0)
-        scores = training.evaluate(model, task, validation, recipe.batch_size)
+        scores = training.evaluate(model, task, validation, plain.BATCH)
         found.put((architecture.key, scores["accuracy"]))
 
 

@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """How well seconds are predicted: the cost model on networks that it was not fitted to, beside a line over FLOPs.
 
-    scripts/benchmark_cost_model                      30 random points of `inception`, one thread, batches of 128
-    scripts/benchmark_cost_model --space NAME --threads 2 --to cost-model.json
-    scripts/benchmark_cost_model --small              a few networks and small batches, to try the script
+    python scripts/benchmarks/cost_model.py                30 random points of `inception`, one thread, batches of 128
+    python scripts/benchmarks/cost_model.py --space NAME --threads 2 --to cost-model.json
+    python scripts/benchmarks/cost_model.py --small        a few networks and small batches, to try the script
 
 Random points of the space are spread over octaves of FLOPs. Some are measured for at most --seconds and the model is
 fitted to them; others are measured and compared with the prediction: the median and the 90th percentile of

@@ -1,9 +1,9 @@
-#!/usr/bin/env python
 """How fast an exported model is against the eager network it comes from: channels last, eval mode, one CPU thread.
 
-    scripts/benchmark_export        three random networks at 28x28, 1 and 64 images; results/reference/performance
+    python scripts/benchmarks/export.py        three random networks at 28x28; 1 and 64 images a batch
 
-Writes export.csv: milliseconds of each form, the networks and forms taking turns, and their ratio to eager's.
+Writes export.csv to results/reference/performance: milliseconds of each form and their ratio to eager's. Networks and
+forms take turns.
 """
 
 from __future__ import annotations

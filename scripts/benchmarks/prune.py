@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """What `nas export --prune` gives and costs, on Fashion-MNIST at 28x28 pixels, all training images, three seeds.
 
-    scripts/benchmark_prune --data-dir DIR     search, retrain, prune and fine-tune, train the rivals, measure
-    scripts/benchmark_prune --small            a minute on digits, to try the script
+    python scripts/benchmarks/prune.py --data-dir DIR    search, retrain, prune and fine-tune, train the rivals, measure
+    python scripts/benchmarks/prune.py --small           a minute on digits, to try the script
 
 The winner of a search is retrained, half of its multiply-adds are removed, and what is left is fine-tuned; beside it
 stand the same small architecture trained from scratch and the leaderboard's best of at most equal cost, both by the

@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """What the driver costs beside the trainings: candidates that do nothing, a large cluster, boards, and starting up.
 
-    scripts/benchmark_driver                all of it; results/reference/performance/driver.csv and driver-course.csv
-    scripts/benchmark_driver --small        a fiftieth of it, to try the script
+    python scripts/benchmarks/driver.py            all parts; driver.csv and driver-course.csv
+    python scripts/benchmarks/driver.py --small    a fiftieth of it, to try the script
 
 search     1,000 candidates of 20 numbers and a tiny network, over Ray with durable storage and the default ladder;
            the sampler's own time is taken out and shown apart
@@ -235,7 +234,7 @@ def board(count: int) -> list[dict[str, Any]]:
         rung = records.fact("rungs")[0]
         chance = np.random.default_rng(0)
         for number in range(1, count):
-            found = signals(chance) | {"flops": float(chance.integers(1e6, 1e8))}
+            found = signals(chance) | {"flops": float(chance.integers(10**6, 10**8))}
             text = json.dumps({"numbers": [number]})
             records.add(Measurement(text, f"{number:012x}", rung, 0, "done", found, {"seconds": 1.0}), number)
         words = [sys.executable, "-m", "nas", "leaderboard", "driver", "--results", folder]

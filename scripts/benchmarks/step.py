@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """One training step under the glass: how fast, how near to the machine's peak, where the time goes. CPU, one thread.
 
-    scripts/benchmark_step                 random candidates, small to large, at 14x14 and 28x28; made-up images
-    scripts/benchmark_step --small         one small candidate, to try the script
+    python scripts/benchmarks/step.py            random candidates, small to large, at 14x14 and 28x28; made-up images
+    python scripts/benchmarks/step.py --small    one small candidate, to try the script
 
 Writes step.csv to results/reference/performance: a row a candidate and size, with milliseconds a step (median of the
 repeats, and their range), GFLOP/s (3 forward passes a step: forward, and backward to inputs and weights), their share
@@ -126,7 +125,7 @@ def step(architecture: Any, size: int, steps: int, repeats: int) -> dict[str, An
     """A row of the table."""
     one = Steps(architecture, size, steps)
     bare = complexity.complexity(one.space, architecture, one.shape, CLASSES)
-    ways = {"step": one.train, "towers": partial(one.train, "auto"), "score": one.score}
+    ways: dict[str, Callable[[], float]] = {"step": one.train, "towers": partial(one.train, "auto"), "score": one.score}
     found = in_turns(ways, repeats)
     milliseconds, top = statistics.median(found["step"]), peak()
     speed = 3 * bare.flops * BATCH / milliseconds / 1e6
@@ -155,7 +154,7 @@ def fused(architecture: Any, size: int, steps: int, repeats: int) -> dict[str, A
         def made(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
             groups = make(model, recipe).param_groups
             kept = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups]
-            return torch.optim.SGD(kept, lr=recipe.learning_rate, momentum=0.9, nesterov=True, fused=True)
+            return torch.optim.SGD(kept, momentum=0.9, nesterov=True, fused=True)
 
         training.make_optimizer = made
         try:

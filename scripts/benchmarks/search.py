@@ -1,14 +1,13 @@
-#!/usr/bin/env python
 """Head to head: the same candidates, epochs, batch size and images, four ways, one after the other.
 
-    scripts/benchmark_search --data-dir DIR      Fashion-MNIST, 10,000 images, 14x14 and 28x28, three repeats
-    scripts/benchmark_search --report            report on what there is
-    scripts/benchmark_search --small             digits, to try the script
+    python scripts/benchmarks/search.py --data-dir DIR      Fashion-MNIST, 10,000 images, 14x14 and 28x28, three repeats
+    python scripts/benchmarks/search.py --report            report on what there is
+    python scripts/benchmarks/search.py --small             digits, to try the script
 
-plain      Optuna's loop, eager PyTorch, DataLoader, default threads and layout (scripts/baselines/plain.py)
-ray-tune   Ray Tune with OptunaSearch, two workers (scripts/baselines/ray_tune.py)
+plain      Optuna's loop, eager PyTorch, DataLoader, default threads and layout (baselines/plain.py)
+ray-tune   Ray Tune with OptunaSearch, two workers (baselines/ray_tune.py)
 engine     `nas search`, two workers
-limit      the engine's training steps and validation passes on two processes, nothing else (scripts/baselines/limit.py)
+limit      the engine's training steps and validation passes on two processes, nothing else (baselines/limit.py)
 
 Each way is a command of its own, timed from start to end (`seconds`) and from its first candidate to its last result
 (`searching`). Ratios are to the engine's time in the same repeat. No towers, one rung and no augmentation, so that all
@@ -34,7 +33,7 @@ from nas.study import load
 
 BASELINES = Path(__file__).resolve().parent / "baselines"
 BATCH = 128
-"""Images a step, in all ways; see scripts/baselines/plain.py."""
+"""Images a step, in all ways; see baselines/plain.py."""
 
 WAYS = {"plain": "plain.py", "ray-tune": "ray_tune.py", "engine": None, "limit": "limit.py"}
 

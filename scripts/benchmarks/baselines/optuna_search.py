@@ -1,7 +1,7 @@
 """A search as Optuna's documentation shows it, without this engine's loop, workers, towers or ladder.
 
-    python scripts/baselines/optuna_search.py hyperband --data-dir DIR --seconds 300 --seed 0 --to FILE
-    python scripts/baselines/optuna_search.py tpe --data-dir DIR --seconds 300 --seed 0 --to FILE
+    python scripts/benchmarks/baselines/optuna_search.py hyperband --data-dir DIR --seconds 300 --seed 0 --to FILE
+    python scripts/benchmarks/baselines/optuna_search.py tpe --data-dir DIR --seconds 300 --seed 0 --to FILE
 
 `hyperband`: TPE with HyperbandPruner, `trial.report` and `should_prune` after each epoch of at most nine, as in
 "Efficient Optimization Algorithms". `tpe`: TPE on the score after one epoch. Two processes share a journal file, as in
@@ -119,10 +119,11 @@ def train(
     accuracy = 0.0
     for epoch in range(epochs):
         network.train()
-        for rows in torch.randperm(count, generator=generator).split(BATCH)[: count // BATCH]:
+        order = torch.randperm(count, generator=generator)
+        for rows in order.split(BATCH)[: count // BATCH]:  # type: ignore[no-untyped-call]
             pixels, labels = images.batch(rows, data.augmentations, generator)
             optimizer.zero_grad()
-            F.cross_entropy(network(images.normalised(pixels)), labels).backward()
+            F.cross_entropy(network(images.normalised(pixels)), labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         accuracy = score(network, validation)

@@ -1,11 +1,10 @@
-#!/usr/bin/env python
 """The published truth table: random Inception architectures on Fashion-MNIST at 14x14 pixels.
 
-    scripts/calibrate_reference pilot --data-dir DIR     32 other architectures, to choose the arms by
-    scripts/calibrate_reference collect --data-dir DIR   the table itself, 160 architectures, 64 suffice
-    scripts/calibrate_reference thinner --data-dir DIR   networks of half the width in the place of the table's own
-    scripts/calibrate_reference nine --data-dir DIR      the table's own for nine epochs: loss or accuracy to choose by?
-    scripts/calibrate_reference collect --small          a run of a minute on digits, to try the script
+    python scripts/studies/calibrate_reference.py pilot --data-dir DIR    32 other architectures, to choose the arms by
+    python scripts/studies/calibrate_reference.py collect --data-dir DIR  the table itself, 160 architectures
+    python scripts/studies/calibrate_reference.py thinner --data-dir DIR  networks of half the width
+    python scripts/studies/calibrate_reference.py nine --data-dir DIR     nine epochs: choose by loss or accuracy?
+    python scripts/studies/calibrate_reference.py collect --small         a run of a minute on digits, to try the script
 
 Trained on images 0-9,999, proxies scored on 50,000-59,999, truth on 10,000-49,999; the test split is not touched.
 Architectures have 3 to 12 cells with batch norm; a stem of stride 2 makes 160 of them affordable on two cores. All is
@@ -95,7 +94,8 @@ def against_truth(table: pd.DataFrame, scores: Mapping[Any, pd.DataFrame], one: 
         tau = estimate(found.tau[0, place], found.taus[:, 0, place], count)
         rows[name] = {"tau": tau.value, "low": tau.low, "high": tau.high, "architectures": count}
     ahead, behind = list(scores).index(one), list(scores).index(other)
-    apart = estimate(*(each[..., 0, ahead] - each[..., 0, behind] for each in (found.tau, found.taus)), count)
+    difference = found.tau[0, ahead] - found.tau[0, behind]
+    apart = estimate(difference, found.taus[:, 0, ahead] - found.taus[:, 0, behind], count)
     rows[one] |= {"difference": apart.value, "difference_low": apart.low, "difference_high": apart.high}
     return rows
 
