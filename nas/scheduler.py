@@ -1,7 +1,8 @@
 """Which training comes next: a new candidate, or a promotion of one to a higher rung.
 
 The policy is that of `nas.ladder.promotion`, which `nas simulate` replays. Where time ends the search, trainings at the
-highest rung wait until just enough of it is left for those that are planned (`scripts/studies/simulate_deadline.py` replays that).
+highest rung wait until just enough of it is left for those that are planned: `scripts/studies/simulate_deadline.py`
+replays that.
 Under a time budget with a plan (`nas.time_plan`) full training follows the search, and the surrogate's predicted full
 score chooses the winner.
 """

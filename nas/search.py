@@ -139,7 +139,7 @@ class Search:
         return self.executor.concurrent and self.executor.free > 0
 
     @property
-    def _at_random(self) -> bool:
+    def draws_at_random(self) -> bool:
         """Whether points are drawn at random: every second candidate's, where several are drawn for each.
 
         Not after so many that may not be measured, nor while a worker waits: the sampler's first is the better one.
@@ -169,7 +169,7 @@ class Search:
 
         The sampler is not told of points that are drawn at random beyond limits: many of them would hide what is good.
         """
-        at_random = self._at_random
+        at_random = self.draws_at_random
         explore = self._fruitless > 0 and self._fruitless % FRUITLESS_BEFORE_EXPLORING == 0
         draw = self._proposer.draw(self.state, at_random or explore)
         if draw.key in self._proposer:

@@ -33,14 +33,14 @@ import optuna
 import pandas as pd
 
 import nas
-from nas import study as studies
+from nas import proposer as proposers
 from nas.config import Config, ExecutorConfig
 from nas.driver import driving
 from nas.executor import Executor
 from nas.progress import Event
 from nas.proxy import Job, Outcome, Setting
-from nas.store import Measurement, Store, open_database
 from nas.search import Search
+from nas.store import Measurement, Proposal, Store, open_database
 
 SPACE = f"{Path(__file__).resolve().parent / 'baselines' / 'nothing.py'}:Nothing"
 TRAINING = 60.0
@@ -94,12 +94,12 @@ class Timed(optuna.samplers.BaseSampler):
 @contextmanager
 def sampler_timed() -> Iterator[None]:
     """Every sampler of the engine's is timed inside."""
-    make = studies.make_sampler
-    studies.make_sampler = lambda name, seed: Timed(make(name, seed))
+    make = proposers.make_sampler
+    proposers.make_sampler = lambda name, seed: Timed(make(name, seed))
     try:
         yield
     finally:
-        studies.make_sampler = make
+        proposers.make_sampler = make
 
 
 class Course:
@@ -236,7 +236,9 @@ def board(count: int) -> list[dict[str, Any]]:
         for number in range(1, count):
             found = signals(chance) | {"flops": float(chance.integers(10**6, 10**8))}
             text = json.dumps({"numbers": [number]})
-            records.add(Measurement(text, f"{number:012x}", rung, 0, "done", found, {"seconds": 1.0}), number)
+            key = f"{number:012x}"
+            records.add_proposal(Proposal(number, number, number + 1, text, key, {}, {}, "sampler"))
+            records.add(Measurement(text, key, rung, 0, "done", found, {"seconds": 1.0}))
         words = [sys.executable, "-m", "nas", "leaderboard", "driver", "--results", folder]
         return [row("board", f"seconds of {count} records", statistics.median(clocked(words) for _ in range(3)))]
 

@@ -28,8 +28,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from nas.store import existing_store, open_database
-from nas.study import load
+from nas.store import existing_store
 
 BASELINES = Path(__file__).resolve().parent / "baselines"
 BATCH = 128
@@ -76,11 +75,10 @@ def engine(shrink: int, given: argparse.Namespace) -> dict[str, object]:
         url = f"sqlite:///{Path(folder, 'benchmark', 'study.db')}"
         records = existing_store(url, "benchmark")
         assert records is not None
-        accuracies = {e.measurement.key: e.measurement.signals["val_accuracy"] for e in records.all()}
-        trials = load(open_database(url), "benchmark", ["loss"]).trials
-        starts = [one.datetime_start.timestamp() for one in trials if one.datetime_start]
-        ends = [one.datetime_complete.timestamp() for one in trials if one.datetime_complete]
-        return {"accuracies": accuracies, "began": min(starts), "ended": max(ends)}
+        measurements = records.measurements()
+        accuracies = {one.key: one.signals["val_accuracy"] for one in measurements}
+        began = min(one.created for one in records.proposals())
+        return {"accuracies": accuracies, "began": began, "ended": max(one.created for one in measurements)}
 
 
 def run(words: list[str]) -> None:

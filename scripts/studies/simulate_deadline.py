@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from nas.ladder import Promotion, due
 from nas.pace import UNSURE
-from nas.search import ENDLESS, POLICY
+from nas.scheduler import ENDLESS, POLICY
 from nas.simulate import recorded
 from nas.simulate.recorded import Table
 

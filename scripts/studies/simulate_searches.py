@@ -3,7 +3,7 @@
     python scripts/studies/simulate_searches.py                  the engine and others, 32 times each
     python scripts/studies/simulate_searches.py --ways engine "all at random, 16" --repeats 8
 
-`nas.search` is run as it is, on a clock of its own, by one worker who has the time of two. In the place of training
+The search is run as it is, on a clock of its own, by one worker who has the time of two. In the place of training
 stand two Gaussian processes (in the manner of Zela et al. 2022, Surrogate NAS Benchmarks) over the networks of the
 truth table's space: one of accuracies after one epoch, one of those after nine epochs and full training, with a level
 for each kind. They are fitted to the truth table and to what the paired searches trained (runs 4 to 9 of
@@ -42,7 +42,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-import nas.search
+import nas.scheduler
 import search_spaces
 from nas.candidates import Candidates
 from nas.complexity import complexity
@@ -51,9 +51,9 @@ from nas.executor import Executor
 from nas.ladder import Rung
 from nas.progress import Budget
 from nas.proxy import Job, Outcome, Setting
+from nas.scheduler import POLICY
+from nas.search import Search
 from nas.store import Store, open_database
-from nas.search import POLICY, Search
-from nas.study import Study
 
 REFERENCE = Path("results/reference")
 SPACE = search_spaces.load(
@@ -234,7 +234,7 @@ class Worker(Executor):
 class NeverAtRandom(Search):
     """All proposals are the sampler's."""
 
-    _at_random = False
+    draws_at_random = False
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -278,14 +278,14 @@ def searched(
             return super().sizes(architecture)
 
     asked = {} if proposals is None else {"proposals": proposals}
-    limits = SearchConfig(time=seconds, **asked, **({} if warm else {"warm_start": ()}))
-    nas.search.POLICY = POLICY if full is None else replace(POLICY, full=full)
+    limits = SearchConfig(time=seconds, sampler=sampler, **asked, **({} if warm else {"warm_start": ()}))
+    nas.scheduler.POLICY = POLICY if full is None else replace(POLICY, full=full)
     with tempfile.TemporaryDirectory() as folder:
         engine = open_database(f"sqlite:///{folder}/study.db")
-        records, study = Store(engine, "surrogate"), Study(engine, "surrogate", limits.objectives, sampler, seed)
+        records = Store(engine, "surrogate")
         candidates, clock = Drawn(Remembering(SPACE.settings), INPUT, CLASSES, limits), Clock(records, seconds)
         worker = Worker(surrogate, clock, networks, towers, seed)
-        kind(candidates, RUNGS[:rungs], seed, study, records, worker, clock, lambda event: None).run(None)
+        kind(candidates, RUNGS[:rungs], seed, records, worker, clock, lambda event: None).run(None)
         done = [entry.measurement for entry in records.all()]
         engine.dispose()
     longest = [one for one in done if one.rung == RUNGS[rungs - 1].key] or done
