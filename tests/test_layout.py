@@ -19,6 +19,7 @@ HEAVY = ("torch", "ray")
 LIGHT = (
     "nas",
     "nas.errors",
+    "nas.metrics",
     "nas.space",
     "nas.config",
     "nas.records",
