@@ -31,7 +31,7 @@ from nas.errors import CandidateError, SearchError
 from nas.executor import Executor
 from nas.hand import Hand, Option
 from nas.ladder import FREE, SIGNALS, Choices, Policy, Promotion, Rung, budget_for
-from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
+from nas.metrics import named
 from nas.pace import Pace
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Outcome
@@ -82,8 +82,8 @@ class Search:
         self._budget = budget
         self._listen = listen
         self._check = check
-        self._objectives = candidates.limits.objectives
-        self._signals = tuple(name for name in SIGNALS if name != SIGNAL_OF[self._objectives[0]])
+        self._objectives = tuple(named(name) for name in candidates.limits.objectives)
+        self._signals = tuple(name for name in SIGNALS if name != self._objectives[0].signal)
         everything = [e for e in records.all() if e.measurement.seed == seed]
         entries = [e for e in everything if e.measurement.rung == self._rung.key]
         self._known = {e.measurement.key: e.measurement for e in entries}
@@ -393,9 +393,8 @@ class Search:
         if measurement.status != "done":
             return None, []
         objective = self._objectives[0]
-        sign = 1 if objective in HIGHER_IS_BETTER else -1
         signals = [measurement.signals.get(name, math.nan) for name in self._signals]
-        return sign * measurement.signals[SIGNAL_OF[objective]], signals
+        return objective.score(objective.read(measurement.signals)), signals
 
     def _free(self, sizes: Mapping[str, float], values: Mapping[str, Any]) -> NDArray[np.float64]:
         """What is known of a candidate before training."""
@@ -420,7 +419,7 @@ class Search:
         if measurement.status == "infeasible":
             self._study.tell_infeasible(number, measurement.cause or "")
         else:
-            self._study.tell(number, [measurement.signals[SIGNAL_OF[one]] for one in self._objectives])
+            self._study.tell(number, [objective.read(measurement.signals) for objective in self._objectives])
 
     def _count(self, candidate: Measurement) -> None:
         """Keep the tallies that are told and decided by: nothing is counted over all candidates each time."""
@@ -429,10 +428,9 @@ class Search:
             return
         objective = self._objectives[0]
         self._scoring = candidate.cost.get("scoring_seconds", 0.0)
-        value = candidate.signals[SIGNAL_OF[objective]]
-        pick = max if objective in HIGHER_IS_BETTER else min
-        self._pace.add(value if pick is max else -value, candidate.cost["seconds"])
-        self._best = value if self._best is None else pick(self._best, value)
+        value = objective.read(candidate.signals)
+        self._pace.add(objective.score(value), candidate.cost["seconds"])
+        self._best = value if self._best is None else max(self._best, value, key=objective.score)
 
     def _progress(self) -> Progress:
         return Progress(

@@ -24,7 +24,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import CandidateError
-from nas.leaderboard import HIGHER_IS_BETTER
+from nas.metrics import named
 from nas.space import Architecture, SearchSpace
 
 GENERATION = 16
@@ -216,7 +216,7 @@ def load(
     """
     study = optuna.create_study(
         study_name=name,
-        directions=["maximize" if one in HIGHER_IS_BETTER else "minimize" for one in objectives],
+        directions=["maximize" if named(one).direction == "maximise" else "minimize" for one in objectives],
     )
     for number, text in _rows(engine, name):
         if number == WHOLE:
