@@ -402,7 +402,7 @@ def of_signal(signal: str) -> Metric | None:
     `averaged_val_loss_epoch4` are losses.
     """
     signal = DETAIL.sub("", signal)
-    exact = next((metric for metric in METRICS if metric.signal == signal), None)
+    exact = next((metric for metric in METRICS if metric.signal and metric.signal == signal), None)
     score = signal.rpartition("_")[2]
     return exact or next((m for m in METRICS if m.name == score and m.signal.endswith(f"_{score}")), None)
 
