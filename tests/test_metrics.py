@@ -292,7 +292,7 @@ def test_an_added_metric_is_an_objective(tmp_path: Path) -> None:
         make({"search": {"objectives": ["speed"]}})
     loaded = study.load(open_database(f"sqlite:///{tmp_path}/study.db"), "s", ["confidence", "depth"])
     assert [direction.name for direction in loaded.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert "layers" in read_by(SearchConfig(objectives=("loss", "depth")))
+    assert "layers" in read_by(DepthLimited(objectives=("loss", "depth")))
 
 
 @pytest.mark.usefixtures("added")
