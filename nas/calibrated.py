@@ -15,7 +15,7 @@ import numpy as np
 from nas.config.sections import FEWEST_TO_CALIBRATE
 from nas.errors import InputError
 from nas.ladder.ranker import FREE, SIGNALS, Observations, Pool, Ranker
-from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
+from nas.metrics import named
 from nas.space import Architecture
 from nas.store import Entry, Measurement
 
@@ -104,7 +104,7 @@ def _predictions(
     """The ranker's predictions, brought to accuracies by those that were trained fully, each left out in turn."""
     number = {m.key: place for place, m in enumerate(candidates)}
     pool = Pool.of(np.array([[m.signals.get(name, np.nan) for name in FREE] for m in candidates]), FREE)
-    signals = [name for name in SIGNALS if name != SIGNAL_OF[objective]]
+    signals = [name for name in SIGNALS if name != named(objective).signal]
     seen = Observations(
         np.array([number[m.key] for m in observed]),
         np.array([ladder.index(m.rung) for m in observed]),
@@ -155,4 +155,5 @@ def _t(count: int) -> float:
 
 def _score(measurement: Measurement, objective: str) -> float:
     """Higher is better."""
-    return (1 if objective in HIGHER_IS_BETTER else -1) * measurement.signals[SIGNAL_OF[objective]]
+    metric = named(objective)
+    return metric.score(metric.read(measurement.signals))

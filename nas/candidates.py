@@ -67,8 +67,8 @@ class Candidates:
 
     def sizes(self, architecture: object) -> dict[str, float]:
         """What is known of a network before training."""
-        limited = self.limits.max_memory is not None
-        found = complexity.complexity(self.space, architecture, self.input_shape, self.classes, memory=limited)
+        memory = "activation_bytes" in complexity.read_by(self.limits)
+        found = complexity.complexity(self.space, architecture, self.input_shape, self.classes, memory)
         sizes = {"params": float(found.params), "flops": float(found.flops)}
         if self.prices is not None:
             sizes["step_seconds"] = self.prices.of_whole(self.work(architecture))

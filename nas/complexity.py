@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from nas import metrics
 from nas.config import SearchConfig
 from nas.errors import NasError
 from nas.space import SearchSpace, Shape
@@ -180,15 +181,15 @@ def _checked(channels: int, input: Tensor) -> Tensor:
 
 
 def in_force(limits: SearchConfig, max_step_seconds: float | None = None) -> dict[str, float]:
-    """The limits that are set; a time budget sets `max_step_seconds`."""
-    allowed = {
-        "params": limits.max_params,
-        "flops": limits.max_flops,
-        "latency_ms": limits.max_latency,
-        "activation_bytes": limits.max_memory,
-        "step_seconds": max_step_seconds,
-    }
-    return {name: float(limit) for name, limit in allowed.items() if limit is not None}
+    """The limits that are set, by signal; a time budget sets `max_step_seconds`."""
+    allowed = {metric.signal: getattr(limits, key) for key, metric in metrics.limits().items()}
+    allowed["step_seconds"] = max_step_seconds
+    return {signal: float(limit) for signal, limit in allowed.items() if limit is not None}
+
+
+def read_by(limits: SearchConfig) -> set[str]:
+    """The signals that a limit or an objective reads: those that cost something are measured only then."""
+    return {*in_force(limits), *(metrics.named(name).signal for name in limits.objectives)}
 
 
 def violations(
@@ -196,8 +197,7 @@ def violations(
 ) -> dict[str, float]:
     """By how much each set limit is exceeded, as a share of it (feasible at 0 or less).
 
-    `found` holds any of params, flops, latency_ms, activation_bytes and step_seconds; limits on what it does not hold
-    are not judged.
+    `found` holds sizes by signal; limits on what it does not hold are not judged.
     """
     limited = in_force(limits, max_step_seconds)
     return {name: found[name] / limit - 1 for name, limit in limited.items() if name in found}

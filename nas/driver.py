@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from nas import auxiliary, complexity, executor, ladder, precision, task
+from nas import auxiliary, complexity, executor, ladder, metrics, precision, task
 from nas import config as configuration
 from nas import retrain as retraining
 from nas.candidates import Candidates, Prices
@@ -44,10 +44,7 @@ MEANING = (
     "proxy",
     "ladder",
     "search.objectives",
-    "search.max_params",
-    "search.max_flops",
-    "search.max_latency",
-    "search.max_memory",
+    *(f"search.{key}" for key in metrics.limits()),
 )
 """Keys that say what a score means and what a candidate is: an experiment that has begun refuses a change to them."""
 

@@ -4,48 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal
 
-from nas import verdict
+from nas import metrics, verdict
 from nas.errors import InputError
 from nas.store import Entry, Measurement, Store
-
-SIGNAL_OF = {
-    "loss": "val_loss",
-    "accuracy": "val_accuracy",
-    "miou": "val_miou",
-    "params": "params",
-    "flops": "flops",
-    "latency": "latency_ms",
-}
-"""Which signal an objective or a column reads."""
-
-HIGHER_IS_BETTER = frozenset(
-    {
-        "accuracy",
-        "miou",
-        "test_accuracy",
-        "test_miou",
-        "test_low",
-        "test_high",
-        "test_images",
-        "test_seeds",
-        "pareto",
-        "tied",
-        "predicted",
-        "predicted_low",
-        "predicted_high",
-    }
-)
-"""Objectives and columns of which more is better; of all others less is."""
-
-TIED_BY = {"loss": "accuracy", "accuracy": "accuracy", "miou": "miou"}
-"""By objective, the column in which ties are looked for; other objectives have none.
-
-A board ranked by loss is judged by accuracy: the noise of a mean loss does not follow from the number of images.
-"""
 
 Kind = Literal["candidate", "reference"]
 
@@ -57,6 +22,8 @@ Predictions = Mapping[str, tuple[float, float, float]]
 class Record:
     """One row of the board. Accuracies are shares from 0 to 1, `seconds` what the measurement took.
 
+    `values` holds the metrics that the row has, by name: those of `nas.metrics.on_board`. Each of these is an attribute
+    too, such as `row.loss`, and None where the row has no value of it.
     Of dense prediction accuracies are of pixels, and there are mean intersections over union (mIoU) beside them.
     `predicted` is the accuracy expected of full training, with its 95 % interval, where the search was calibrated.
     `test_low` and `test_high` are the 95 % interval that `test_images` allow; they do not count what seeds change.
@@ -69,12 +36,7 @@ class Record:
     key: str
     status: str
     rung: str
-    loss: float | None = None
-    accuracy: float | None = None
-    miou: float | None = None
-    params: float | None = None
-    flops: float | None = None
-    latency: float | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
     test_accuracy: float | None = None
     test_std: float | None = None
     test_low: float | None = None
@@ -90,6 +52,22 @@ class Record:
     pareto: bool = False
     tied: bool = False
     cause: str | None = None
+
+    def __getattr__(self, name: str) -> float | None:
+        if name not in [metric.name for metric in metrics.on_board()]:
+            raise AttributeError(f"a row of the board has no {name!r}; it has: {', '.join(columns())}")
+        return self.values.get(name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every column's value, by its name."""
+        return {column: getattr(self, column) for column in columns()}
+
+
+def columns() -> list[str]:
+    """Every column of the board, in its order; the metrics stand together."""
+    names = [one.name for one in fields(Record)]
+    place = names.index("values")
+    return [*names[:place], *(metric.name for metric in metrics.on_board()), *names[place + 1 :]]
 
 
 @dataclass(frozen=True)
@@ -167,13 +145,12 @@ def in_order(
 ) -> list[Measurement]:
     """The measured candidates (never mere references) as on the board, best first."""
     done = [e for e in _highest(entries, rungs).values() if e.measurement.status == "done" and e.trial is not None]
-    sign = -1 if objective in HIGHER_IS_BETTER else 1
-    known = predictions or {}
+    metric, known = metrics.named(objective), predictions or {}
 
     def place(entry: Entry) -> tuple[float, float, float, str]:
         one = entry.measurement
         predicted = -known[one.key][0] if one.key in known else 0.0
-        return (predicted, -_height(entry, rungs), sign * one.signals[SIGNAL_OF[objective]], one.key)
+        return (predicted, -_height(entry, rungs), -metric.score(metric.read(one.signals)), one.key)
 
     return [entry.measurement for entry in sorted(done, key=place)]
 
@@ -213,16 +190,17 @@ def _precedence(entry: Entry, rungs: Sequence[str]) -> tuple[bool, int]:
 
 def sort(rows: Sequence[Record], column: str) -> list[Record]:
     """Rows by a column, best first; rows without a value last. Raises InputError when there is no such column."""
-    columns = [column.name for column in fields(Record)]
-    if column not in columns:
-        raise InputError(f"no column {column!r} to sort by; there are: {', '.join(columns)}")
-    sign = -1 if column in HIGHER_IS_BETTER else 1
+    if column not in columns():
+        raise InputError(f"no column {column!r} to sort by; there are: {', '.join(columns())}")
+    metric = metrics.find(column)
 
     def order(row: Record) -> tuple[Any, ...]:
         value = getattr(row, column)
         if value is None:
             return (True,)
-        return (False, value) if isinstance(value, (str, tuple)) else (False, sign * float(value))
+        if isinstance(value, bool):  # marked rows first
+            return (False, not value)
+        return (False, value if metric is None else -metric.score(float(value)))
 
     return sorted(rows, key=order)
 
@@ -242,8 +220,9 @@ def _record(
 ) -> Record:
     """One row: the only measurement's values, or the mean over several architectures."""
     done = [m for m in measured if m.status == "done"]
-    signals: dict[str, Any] = {
-        column: _mean([m.signals[signal] for m in done if signal in m.signals]) for column, signal in SIGNAL_OF.items()
+    means = {
+        metric.name: _mean([metric.read(m.signals) for m in done if metric.signal in m.signals])
+        for metric in metrics.on_board()
     }
     trainings = [m for one in measured for m in retrained.get(one.key, ())]
     tests = [m.signals["test_accuracy"] for m in trainings]
@@ -255,6 +234,7 @@ def _record(
         key=first.key if len(measured) == 1 else "",
         status="done" if done else first.status,
         rung=("retrain" if tests else first.rung.partition("-")[0]),
+        values={name: mean for name, mean in means.items() if mean is not None},
         test_accuracy=_mean(tests),
         test_std=stdev(tests) if len(tests) > 1 else None,
         test_miou=_mean([m.signals["test_miou"] for m in trainings if "test_miou" in m.signals]),
@@ -262,7 +242,6 @@ def _record(
         seconds=_mean([m.cost["seconds"] for m in measured if "seconds" in m.cost]),
         towers=first.towers if len(measured) == 1 else (),
         cause=first.cause,
-        **signals,
     )
 
 
@@ -273,13 +252,15 @@ def _mean(values: Sequence[float]) -> float | None:
 def _with_front(rows: list[Record], objectives: Sequence[str], lowest: Mapping[str, Measurement]) -> list[Record]:
     """Marks the Pareto front of the objectives among the measured candidates, by their scores at the lowest rung."""
 
-    def less_is_better(row: Record, objective: str) -> float:
+    spanning = [metrics.named(objective) for objective in objectives]
+
+    def less_is_better(row: Record, metric: metrics.Metric) -> float:
         own = lowest.get(row.key)
-        value = getattr(row, objective) if own is None else own.signals.get(SIGNAL_OF[objective])
-        return math.inf if value is None else -value if objective in HIGHER_IS_BETTER else value
+        value = row.values.get(metric.name) if own is None else own.signals.get(metric.signal)
+        return math.inf if value is None else -metric.score(value)
 
     measured = [row for row in rows if row.kind == "candidate" and row.status == "done"]
-    points = [[less_is_better(row, one) for one in objectives] for row in measured]
+    points = [[less_is_better(row, metric) for metric in spanning] for row in measured]
     on_front = {id(row) for row, inside in zip(measured, front(points), strict=True) if inside}
     return [replace(row, pareto=id(row) in on_front) for row in rows]
 
@@ -311,25 +292,38 @@ def _tied(
     the same candidate, or that of so many validation images. Where neither is known there is no mark.
     """
     ranked = [row for row in rows if row.rank is not None]
-    column, best = TIED_BY.get(objective), next(iter(ranked), None)
-    if best is None or column is None:
+    metric, best = _ties_judged_by(objective), next(iter(ranked), None)
+    if best is None or metric is None:
         return set()
     if best.predicted is not None:
         rivals = [row for row in ranked if row.predicted is not None]
         return {row.key for row in rivals[1:] if _predicted_apart(best, row) <= verdict.tie_margin(len(rivals), 1.0)}
-    rung, top = at_rung.get(best.key), getattr(best, column)
-    scores = {row.key: getattr(row, column) for row in ranked if at_rung.get(row.key) == rung}
-    if rung is None or any(score is None for score in scores.values()):
+    rung = at_rung.get(best.key)
+    values = {row.key: row.values.get(metric.name) for row in ranked if at_rung.get(row.key) == rung}
+    scores = {key: score for key, score in values.items() if score is not None}
+    if rung is None or len(scores) < len(values):
         return set()
+    top = scores[best.key]
     repeats: dict[str, list[float]] = {}
     for one in measurements:
         if one.rung == rung and one.status == "done" and one.key in scores:
-            repeats.setdefault(one.key, []).append(one.signals[SIGNAL_OF[column]])
+            repeats.setdefault(one.key, []).append(metric.read(one.signals))
     deviation = verdict.seed_deviation(repeats.values(), top, images if best.miou is None else None)
     if deviation is None:
         return set()
     margin = verdict.tie_margin(len(scores), deviation)
     return {key for key, score in scores.items() if key != best.key and score >= top - margin}
+
+
+def _ties_judged_by(objective: str) -> metrics.Metric | None:
+    """The score in which ties are looked for; None for an objective that is no score, such as FLOPs.
+
+    A board ranked by loss is judged by accuracy: the noise of a mean loss does not follow from the number of images.
+    """
+    metric = metrics.named(objective)
+    if metric.known != "after training":
+        return None
+    return metric if metric.unit == "share" else metrics.named("accuracy")
 
 
 def _predicted_apart(best: Record, row: Record) -> float:

@@ -230,10 +230,12 @@ class Bench:
         architecture = self.space.architecture_type.from_json(job.architecture)
         trained, shape = stand_in(self.space, architecture, rung, data.input_shape)
         network = self._built(trained, shape, job.seed)
-        limited = self.setting.limits.max_memory is not None
-        bare = own = complexity.count(network, shape, limited)
+        limits = self.setting.limits
+        needed = complexity.read_by(limits)
+        memory = "activation_bytes" in needed
+        bare = own = complexity.count(network, shape, memory)
         if rung.stands_in:
-            own = complexity.complexity(self.space, architecture, data.input_shape, classes, limited)
+            own = complexity.complexity(self.space, architecture, data.input_shape, classes, memory)
         signals = {"params": float(own.params), "flops": float(own.flops)}
         if own.memory is not None:
             signals["activation_bytes"] = float(own.memory)
@@ -246,8 +248,7 @@ class Bench:
         network.to(self.device)
         if rung.free:
             return self._free(job, network, signals)
-        limits = self.setting.limits
-        if not rung.final and (limits.max_latency is not None or "latency" in limits.objectives):
+        if not rung.final and "latency_ms" in needed:
             itself = self._built(architecture, data.input_shape, job.seed) if rung.stands_in else network
             signals["latency_ms"] = complexity.latency(itself.to(self.device), data.input_shape)
         over = complexity.cause(complexity.violations(limits, signals), signals)

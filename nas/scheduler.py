@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.ladder import FREE, SIGNALS, Choices, Policy, Promotion, Rung, budget_for
-from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
+from nas.metrics import named
 from nas.pace import Pace
 from nas.progress import Budget
 from nas.proposer import Draw
@@ -53,9 +53,9 @@ class Scheduler:
         self._budget = budget
         self._workers = workers
         self._full = full
-        self._objective = state.objective
+        self._objective = named(state.objective)
         self._choices = Choices.of(space)
-        self._signals = tuple(name for name in SIGNALS if name != SIGNAL_OF[state.objective])
+        self._signals = tuple(name for name in SIGNALS if name != self._objective.signal)
         self._pace = Pace()
         self._promoted = sum(one.rung == self._rungs[-1].key for one in state.higher)  # to the highest rung
         self._scoring = 0.0  # seconds, of the latest measurement
@@ -154,8 +154,8 @@ class Scheduler:
         if measurement.status != "done":
             return
         self._scoring = measurement.cost.get("scoring_seconds", 0.0)
-        value = measurement.signals[SIGNAL_OF[self._objective]]
-        self._pace.add(value if self._objective in HIGHER_IS_BETTER else -value, measurement.cost["seconds"])
+        score = self._objective.score(self._objective.read(measurement.signals))
+        self._pace.add(score, measurement.cost["seconds"])
 
     # -------------------------------------------------------------------------------------------- predicted scores
 
@@ -188,9 +188,8 @@ class Scheduler:
         """Score, higher is better (None: there is none), and signals."""
         if measurement.status != "done":
             return None, []
-        sign = 1 if self._objective in HIGHER_IS_BETTER else -1
         signals = [measurement.signals.get(name, math.nan) for name in self._signals]
-        return sign * measurement.signals[SIGNAL_OF[self._objective]], signals
+        return self._objective.score(self._objective.read(measurement.signals)), signals
 
     def _known(self, sizes: Mapping[str, float], parameters: Mapping[str, Any]) -> NDArray[np.float64]:
         """What is known of a candidate before training."""

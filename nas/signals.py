@@ -1,7 +1,6 @@
 """What can be read from a network before, during and after a proxy; each signal names its paper and its cost.
 
-Signals of the main head only, unless their name begins with ``tower``. Of losses, TSE and gaps less is better, of
-all others more.
+Signals of the main head only, unless their name begins with ``tower``. `nas.metrics` says which way each is better.
 
 before training (a few images, no labels; counted for one candidate, F multiply-adds a forward pass of one image):
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
+from nas.metrics import named
 from nas.store import Event, Measurement, Proposal, Status
 
 
@@ -84,9 +84,9 @@ class SearchState:
         measurement = self.lowest[key]
         self.counts[measurement.status] += 1
         if measurement.status == "done":
-            value = measurement.signals[SIGNAL_OF[self.objective]]
-            pick = max if self.objective in HIGHER_IS_BETTER else min
-            self.best = value if self.best is None else pick(self.best, value)
+            metric = named(self.objective)
+            value = metric.read(measurement.signals)
+            self.best = value if self.best is None else max(self.best, value, key=metric.score)
 
     def __contains__(self, key: str) -> bool:
         """Whether this architecture was considered before."""

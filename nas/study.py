@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.leaderboard import HIGHER_IS_BETTER, SIGNAL_OF
+from nas.metrics import named
 from nas.state import SearchState
 from nas.store import Measurement, Proposal
 
@@ -40,12 +40,13 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 def directions(objectives: Sequence[str]) -> list[StudyDirection]:
     """Optuna's directions of the objectives."""
-    return [StudyDirection.MAXIMIZE if one in HIGHER_IS_BETTER else StudyDirection.MINIMIZE for one in objectives]
+    upwards = [named(one).direction == "maximise" for one in objectives]
+    return [StudyDirection.MAXIMIZE if up else StudyDirection.MINIMIZE for up in upwards]
 
 
 def values_of(measurement: Measurement, objectives: Sequence[str]) -> list[float]:
     """The objectives' values of a measured candidate."""
-    return [measurement.signals[SIGNAL_OF[one]] for one in objectives]
+    return [named(one).read(measurement.signals) for one in objectives]
 
 
 def outcome_of(proposal: Proposal, measurement: Measurement | None) -> tuple[TrialState, str | None]:

@@ -141,7 +141,8 @@ def test_the_board_shows_the_miou(finished: nas.Experiment, nas: Callable[..., A
 
 
 def test_boards_of_classification_have_no_miou() -> None:
-    row = Record(rank=1, name="trial 0", kind="candidate", key="a", status="done", rung="proxy", loss=0.5, accuracy=0.9)
+    values = {"loss": 0.5, "accuracy": 0.9}
+    row = Record(rank=1, name="trial 0", kind="candidate", key="a", status="done", rung="proxy", values=values)
     assert not any("miou" in column for column in drawing.columns_of([row]))
     assert "miou" not in drawing.as_markdown([row])
 

@@ -20,6 +20,7 @@ HEAVY = ("torch", "ray")
 LIGHT = (
     "nas",
     "nas.errors",
+    "nas.metrics",
     "nas.space",
     "nas.config",
     "nas.store",

@@ -19,6 +19,7 @@ from nas import complexity, training
 from nas.config import DataConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, Images, load
 from nas.ladder import Rung
+from nas.metrics import named, of_signal
 from nas.proxy import Bench, Job, Outcome, Setting, SpaceSpec, stand_in, stand_ins_share
 from nas.store import Measurement
 
@@ -228,6 +229,7 @@ def test_a_proxy_is_scored_on_validation_and_ranked_by_the_main_head(bench: Benc
     (cell,) = towered.towers
     of_towers = {"tower_loss", "tower_accuracy", "tower_gap"}
     assert set(towered.signals) == heads | of_towers | {f"tower{cell}_{name}" for name in ("loss", "accuracy", "gap")}
+    assert all(of_signal(name) for name in towered.signals)
     assert plain.towers == ()
     assert plain.signals["tower_share"] == 0
     assert 0 < towered.signals["tower_share"] <= 0.1
@@ -296,6 +298,7 @@ def test_the_norm_of_each_cells_gradient_is_a_signal_when_asked_for(bench: Bench
     norms = {name: value for name, value in signals.items() if name.startswith("gradient_norm")}
     assert len(norms) == 2 * sum(map(len, architecture().stages))
     assert all(value > 0 for value in norms.values())
+    assert {of_signal(name) for name in norms} == {named("gradient_norm")}
     plain = bench.measure(Job.of(architecture(), PROXY, 0)).measurement.signals
     assert {name: value for name, value in signals.items() if name not in norms} == plain
 

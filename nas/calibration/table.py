@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nas import metrics
 from nas.calibration.agreement import Array, filled
 from nas.errors import InputError
 
@@ -34,13 +35,15 @@ READING = re.compile(r"(\w+)_epoch(\d+)")
 
 
 def less_is_better(signal: str) -> bool:
-    """Of losses, sums of training losses and gaps between tower and head; of all else more is better."""
-    return "loss" in signal or signal.startswith("tse") or "gap" in signal
+    """Whether architectures are ranked by less of it: of a size, as of all that is not declared, more is better."""
+    metric = metrics.of_signal(signal)
+    return metric is not None and metric.known == "after training" and metric.direction == "minimise"
 
 
 def is_free(signal: str) -> bool:
     """Whether the untrained network shows it."""
-    return signal in (*BASELINES, "naswot", "synflow") or signal.startswith("az_")
+    metric = metrics.of_signal(signal)
+    return metric is not None and metric.known == "before training"
 
 
 def read(path: Path) -> pd.DataFrame:

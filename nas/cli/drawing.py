@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,26 +15,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nas import leaderboard, metrics
 from nas.leaderboard import Record
+from nas.metrics import Metric, Unit
 
 if TYPE_CHECKING:
     from nas.experiment import Shown
     from nas.progress import Event, Progress
     from nas.store import Measurement
 
-PREDICTED = ("accuracy", "predicted")
-"""Where the predicted full accuracy stands, on the board of a calibrated search."""
-
 NARROW = 110
 """Terminals of fewer columns get the board without the last ones."""
 
-COLUMNS = ("rank", "name", "rung", "loss", "accuracy", "test", "params", "flops", "status", "seconds", "towers", "key")
-
 TIED = "~ cannot be told from rank 1: the scores differ by no more than noise"
 """What the mark at a name says."""
-
-DENSE_COLUMNS = (*COLUMNS[:5], "miou", "test", "test miou", *COLUMNS[6:])
-"""The columns where predictions are of pixels."""
 
 
 class Screen:
@@ -105,16 +98,22 @@ def candidate_line(name: str, measurement: Measurement) -> str:
     m = measurement
     if m.status != "done":
         return f"{name:<18} {m.status}: {m.cause}"
-    if not {"val_loss", "test_loss"} & set(m.signals):
-        return f"{name:<18} untrained, {m.cost['seconds']:.2f} s"
     split = "test" if "test_accuracy" in m.signals else "val"
+    scores: list[str] = []
+    sizes: list[str] = []
+    for metric in metrics.on_board():
+        signal = metric.signal.replace("val_", f"{split}_", 1)
+        if metric.known == "after training" and signal in m.signals:
+            scores.append(f"{metric.title} {in_words(metric, m.signals[signal])}")
+        elif metric.board == "always" and signal in m.signals:
+            unit = metric.name if metric.unit == "count" else metric.unit
+            sizes.append(f"{in_words(metric, m.signals[signal])} {unit}")
+    if not scores:
+        return f"{name:<18} untrained, {m.cost['seconds']:.2f} s"
     towers = f"tower on {', '.join(map(str, m.towers))}" if m.towers else "no tower"
-    return (
-        f"{name:<18} loss {m.signals[f'{split}_loss']:.4f}  accuracy {100 * m.signals[f'{split}_accuracy']:.2f} %"
-        f"{f'  mIoU {_percent(m.signals[miou])}' if (miou := f'{split}_miou') in m.signals else ''}"
-        f"{' (test)' if split == 'test' else ''}  {short(m.signals['params'])} params  "
-        f"{short(m.signals['flops'])} FLOPs  {m.cost['seconds']:.1f} s  {towers}"
-    )
+    seconds = f"{m.cost['seconds']:.1f} s"
+    shown = f"{'  '.join(scores)}{' (test)' if split == 'test' else ''}"
+    return f"{name:<18} {'  '.join([shown, *sizes, seconds, towers])}"
 
 
 def board(rows: Sequence[Record], title: str, width: int) -> Table:
@@ -142,29 +141,29 @@ def _on_two_lines(accuracy: str) -> str:
 
 def columns_of(rows: Sequence[Record]) -> tuple[str, ...]:
     """The columns that these rows have something in."""
-    columns: tuple[str, ...] = COLUMNS if all(row.miou is None for row in rows) else DENSE_COLUMNS
-    if all(row.status == "done" for row in rows):
-        columns = tuple(column for column in columns if column != "status")
-    if all(row.predicted is None for row in rows):
-        return columns
-    after, column = columns.index(PREDICTED[0]) + 1, PREDICTED[1]
-    return (*columns[:after], column, *columns[after:])
+    measured = {name for row in rows for name in row.values}
+    scores: list[str] = []
+    sizes: list[str] = []
+    for metric in metrics.on_board():
+        if metric.board == "always" or (metric.board == "where measured" and metric.name in measured):
+            (scores if metric.known == "after training" else sizes).append(metric.name)
+    if any(row.predicted is not None for row in rows):
+        scores.insert(scores.index("accuracy") + 1, "predicted")
+    tests = ["test", "test miou"] if "miou" in scores else ["test"]
+    status = [] if all(row.status == "done" for row in rows) else ["status"]
+    return ("rank", "name", "rung", *scores, *tests, *sizes, *status, "seconds", "towers", "key")
 
 
-def cells(row: Record, columns: Sequence[str] = COLUMNS) -> list[str]:
+def cells(row: Record, columns: Sequence[str]) -> list[str]:
     """A row in words. The status says why a candidate has no score."""
-    words = {
+    words = {metric.name: in_words(metric, row.values.get(metric.name)) for metric in metrics.on_board()}
+    words |= {
         "rank": str(row.rank or ""),
         "name": f"{row.name}{' *' if row.pareto else ''}{' ~' if row.tied else ''}",
         "rung": row.rung,
-        "loss": f"{row.loss:.4f}" if row.loss is not None else "",
-        "accuracy": _percent(row.accuracy),
-        "miou": _percent(row.miou),
         "predicted": predicted(row),
         "test": test_accuracy(row),
         "test miou": _percent(row.test_miou),
-        "params": short(row.params),
-        "flops": short(row.flops),
         "status": "" if row.status == "done" else f"{row.status}: {row.cause}",
         "seconds": f"{row.seconds:.1f}" if row.seconds is not None else "",
         "towers": ", ".join(map(str, row.towers)),
@@ -200,16 +199,16 @@ def predicted(row: Record) -> str:
 
 def as_json(rows: Iterable[Record]) -> str:
     """A list of objects, one a row, all fields."""
-    return json.dumps([asdict(row) for row in rows], indent=1)
+    return json.dumps([row.as_dict() for row in rows], indent=1)
 
 
 def as_csv(rows: Iterable[Record]) -> str:
     """A header and one line a row, all fields."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Record)])
+    writer = csv.DictWriter(text, leaderboard.columns())
     writer.writeheader()
     for row in rows:
-        writer.writerow(asdict(row) | {"towers": " ".join(map(str, row.towers))})
+        writer.writerow(row.as_dict() | {"towers": " ".join(map(str, row.towers))})
     return text.getvalue().rstrip("\n")
 
 
@@ -262,6 +261,20 @@ def short(number: float | None) -> str:
         if number >= factor:
             return f"{number / factor:.3g}{letter}"
     return f"{number:.3g}"
+
+
+FORMATS: Mapping[Unit | None, Callable[[float], str]] = {
+    "share": _percent,
+    "nats": "{:.4f}".format,
+    "ms": "{:.3f}".format,
+    "s": "{:.1f}".format,
+}
+"""How a value is written, by its unit; values of other units are shortened."""
+
+
+def in_words(metric: Metric, value: float | None) -> str:
+    """A metric's value as the board shows it; empty where there is none."""
+    return "" if value is None else FORMATS.get(metric.unit, short)(value)
 
 
 def duration(seconds: float) -> str:

@@ -6,12 +6,28 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from nas import metrics
 from nas.config.towers import TowersConfig
 from nas.config.values import Fraction, Positive, Seconds, Section
 
 FEWEST_TO_CALIBRATE = 5
+
+
+def _check_objective(name: object) -> object:
+    valid = [metric.name for metric in metrics.objectives()]
+    if name not in valid:
+        raise ValueError(f"must be {', '.join(valid[:-1])} or {valid[-1]}")
+    return name
+
+
+Objective = Annotated[str, BeforeValidator(_check_objective)]
+
+
+def _limit_on(key: str) -> str:
+    """The explanation of a limit, without a full stop."""
+    return f"Limit on {metrics.limits()[key].description}"
 
 
 class SpaceConfig(BaseModel):
@@ -144,20 +160,18 @@ class SearchConfig(Section):
         "more); the one that promises most, by its choices and sizes, is trained. Every second candidate's are drawn "
         "at random (nsga2 learns nothing of those). 1: each proposal of the sampler is trained.",
     )
-    objectives: tuple[Literal["loss", "accuracy", "params", "flops", "latency"], ...] = Field(
+    objectives: tuple[Objective, ...] = Field(
         ("loss",),
         min_length=1,
-        description="What to optimise; the first ranks the board: loss, accuracy (validation), params, flops, latency.",
+        description="What to optimise; the first ranks the board: "
+        f"{', '.join(metric.name for metric in metrics.objectives())}.",
     )
-    max_params: Positive | None = Field(None, description="Limit on parameters of the bare network.")
+    max_params: Positive | None = Field(None, description=f"{_limit_on('max_params')}.")
     max_flops: Positive | None = Field(
-        None,
-        description="Limit on FLOPs an image (2 a multiply-add); unset with a time budget: what fits it.",
+        None, description=f"{_limit_on('max_flops')}; unset with a time budget: what fits it."
     )
-    max_latency: float | None = Field(None, gt=0, description="Limit on measured milliseconds for one image.")
-    max_memory: Positive | None = Field(
-        None, description="Limit on the bytes of activations that one image takes at once, at inference in float32."
-    )
+    max_latency: float | None = Field(None, gt=0, description=f"{_limit_on('max_latency')}.")
+    max_memory: Positive | None = Field(None, description=f"{_limit_on('max_memory')}.")
     warm_start: tuple[str, ...] | None = Field(
         None, description="Named points of the space to begin with; unset: all that it names."
     )
@@ -249,8 +263,9 @@ class Config(Section):
         chosen = self.search.objectives
         if len(set(chosen)) < len(chosen):
             raise ValueError(f"search.objectives names one twice: {', '.join(chosen)}")
-        if chosen[0] not in ("loss", "accuracy"):
-            raise ValueError(f"search.objectives must begin with loss or accuracy, got {chosen[0]}")
+        ranking = [metric.name for metric in metrics.objectives() if metric.known == "after training"]
+        if chosen[0] not in ranking:
+            raise ValueError(f"search.objectives must begin with {' or '.join(ranking)}, got {chosen[0]}")
         return self
 
     @property

@@ -12,13 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nas import verdict
+from nas import metrics, verdict
 from nas.config import ExportConfig
 from nas.data.images import TaskName
 from nas.export import files
 from nas.export.facts import Check, Compared, Facts
 
 JSON, TEXT = "model_card.json", "MODEL_CARD.md"
+
+TEST_ACCURACY = metrics.named("test_accuracy").title
 
 LOAD_PT2 = """\
 import json
@@ -139,7 +141,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         f"# {card['space']} on {card['data']}",
         _what(card),
         "## Accuracy",
-        *_table_of_scores("seed", "test accuracy", _score_rows(card["accuracy"], card["test images"])),
+        *_table_of_scores("seed", TEST_ACCURACY, _score_rows(card["accuracy"], card["test images"])),
         *([card["accuracy note"]] if "accuracy note" in card else []),
         *_mious(card),
         *_exported_accuracy(card),
@@ -182,8 +184,9 @@ def _what(card: Mapping[str, Any]) -> str:
 def _mious(card: Mapping[str, Any]) -> list[str]:
     if "miou" not in card:
         return []
-    what = "Accuracy is of pixels; mIoU is the intersection over union of the classes, averaged."
-    return [what, *_table_of_scores("seed", "test mIoU", _score_rows(card["miou"]))]
+    miou = metrics.named("miou")
+    what = f"Accuracy is of pixels; {miou.title} is {miou.description}."
+    return [what, *_table_of_scores("seed", metrics.named("test_miou").title, _score_rows(card["miou"]))]
 
 
 Scored = tuple[str, float, int | None]
@@ -218,8 +221,8 @@ def _exported_accuracy(card: Mapping[str, Any]) -> list[str]:
     if card["members"]:
         rows: list[Scored] = [(name, value, card["test images"]) for name, value in card["members"].items()]
         rows += [("the ensemble", value, images) for _, value, images in heads]
-        return _table_of_scores("member", "test accuracy", rows)
-    return _table_of_scores("output", "test accuracy", heads) if len(heads) > 1 else []
+        return _table_of_scores("member", TEST_ACCURACY, rows)
+    return _table_of_scores("output", TEST_ACCURACY, heads) if len(heads) > 1 else []
 
 
 def _pruned(card: Mapping[str, Any]) -> list[str]:
@@ -234,7 +237,8 @@ def _pruned(card: Mapping[str, Any]) -> list[str]:
         "beside it were trained by the full recipe: a small network is often as good when trained from scratch (Liu "
         "et al. 2019, arXiv:1810.05270). Latencies were measured in turns, on one CPU thread."
     )
-    head = ("network", "architecture", "test accuracy", "multiply-adds", "parameters", *own["latency ms"])
+    parameters = metrics.named("params").title
+    head = ("network", "architecture", TEST_ACCURACY, "multiply-adds", parameters, *own["latency ms"])
     return ["## Pruned", said, _table(head, map(_compared_cells, rows))]
 
 
@@ -258,11 +262,12 @@ def spread(scores: Mapping[str, Any]) -> str:
 
 
 def _cost_rows(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    latency, memory = card["latency ms"], card["peak activation bytes"]
+    params, flops, memory = (metrics.named(name) for name in ("params", "flops", "memory"))
+    latency, peak = card["latency ms"], card["peak activation bytes"]
     return [
-        ("parameters", f"{card['params']:,}"),
-        ("FLOPs (2 a multiply-add)", f"{card['flops']:,}"),
-        *([] if memory is None else [("peak of activations, eager", f"{memory:,} bytes")]),
+        (params.title, f"{card['params']:,}"),
+        (flops.title, f"{card['flops']:,}"),
+        *([] if peak is None else [(memory.title, f"{peak:,} {memory.unit}")]),
         *(
             (f"{what}, {images} at once, one CPU thread", f"{milliseconds:.2f} ms")
             for images, times in latency.items()
