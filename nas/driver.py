@@ -28,7 +28,7 @@ from nas.data.sets import SETS
 from nas.errors import ConfigError, ExperimentError, InputError, SpaceError
 from nas.executor import Executor
 from nas.ladder import Rung
-from nas.lease import Lease
+from nas.lease import owning
 from nas.progress import Budget, Event, Listener, Progress
 from nas.proxy import Job, Setting, SpaceSpec, stand_in, stand_ins_share
 from nas.space import SearchSpace
@@ -221,10 +221,11 @@ def driving(
             suited = with_augmentation(suited, config, augmentation)
         full = full or ladder.retrain_epochs(suited.retrain, len(data.train))
         rungs = rungs_of(suited, space, data, full, plan)
+        _refuse_lost_store(config, existing)
         _make_folder(config)
         engine = open_database(config.database)
-        with Lease(engine, config.experiment) as lease:
-            records = Store(engine, config.experiment)
+        with owning(engine, config.experiment) as lease:
+            records = Store(engine, config.experiment, lease.guard)
             refuse_changes(config, now)  # again: nobody else can begin it now
             _write_config(config, space)
             records.set_fact("meaning", now)
@@ -329,6 +330,18 @@ def _in_background(call: Callable[[], Data]) -> Future[Data]:
 
     Thread(target=run, daemon=True).start()
     return future
+
+
+def _refuse_lost_store(config: Config, existing: Store | None) -> None:
+    """Raises ExperimentError where the folder holds results of an experiment whose store is gone or empty."""
+    if config.storage is not None or (existing is not None and existing.fact("meaning") is not None):
+        return
+    left = [name for name in ("weights", "export") if (config.folder / name).exists()]
+    if left:
+        raise ExperimentError(
+            f"folder {str(config.folder)!r} holds {left[0]}/ of an experiment, but its store study.db is missing or "
+            "empty; put it back, or give the new experiment another --name"
+        )
 
 
 def _make_folder(config: Config) -> None:

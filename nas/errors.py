@@ -12,6 +12,7 @@
         ├── CandidateError      one candidate cannot be trained; never ends a search
         ├── SearchError         a search or a retraining produced nothing to go on with
         ├── LeaseLost           another driver took the experiment over
+        ├── StoreLost           the store was deleted or replaced
         └── VerificationError   an exported file does not do what the trained network does
 """
 
@@ -61,6 +62,10 @@ class SearchError(JobError):
 
 class LeaseLost(JobError):
     """Another driver took the experiment over, so this one must stop writing."""
+
+
+class StoreLost(JobError):
+    """The store of an experiment was deleted or replaced while it was being written."""
 
 
 class VerificationError(JobError):

@@ -1,8 +1,10 @@
-"""One driver writes: a lease on a study, held in the study's database and renewed by a heartbeat.
+"""One driver writes an experiment: a second one is refused while the first lives.
 
-A second driver is refused while the lease lives. The lease of a driver that died on the same machine is taken over at
-once (where it had this process's own number, when a heartbeat and a half has passed without one); that of one elsewhere
-when its heartbeat is `LIFE` seconds old.
+On SQLite a lock on a file beside the database says who the driver is. The operating system frees it the moment that the
+driver dies. A database on a server has a lease instead: a row that a heartbeat renews, and that every writing
+transaction looks at. The lease of a driver that died on the same machine is taken over at once (where it had this
+process's own number, when a heartbeat and a half has passed without one); that of one elsewhere when its heartbeat is
+`LIFE` seconds old.
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import sqlalchemy as sql
+from filelock import FileLock, Timeout
 
-from nas.errors import ExperimentError, LeaseLost
+from nas.errors import ExperimentError, LeaseLost, StoreLost
 
 LIFE = 60.0
 """Seconds without a heartbeat after which a lease is over."""
@@ -38,6 +44,72 @@ _leases = sql.Table(
     sql.Column("pid", sql.Integer, nullable=False),
     sql.Column("beat", sql.Float, nullable=False),
 )
+
+
+class Ownership(Protocol):
+    """The right to write an experiment."""
+
+    def check(self) -> None:
+        """Raises LeaseLost or StoreLost where this driver may not write any more."""
+
+    def guard(self, connection: sql.Connection) -> None:
+        """The same within a writing transaction, so that nothing is written after it."""
+
+
+@contextmanager
+def owning(engine: sql.Engine, experiment: str) -> Iterator[Ownership]:
+    """The right to write an experiment; raises ExperimentError where another driver has it."""
+    file = engine.url.database if engine.dialect.name == "sqlite" else None
+    ownership = Lease(engine, experiment) if file in (None, "", ":memory:") else LocalLock(Path(str(file)), experiment)
+    with ownership as owned:
+        yield owned
+
+
+class LocalLock:
+    """A lock on a file beside an SQLite database, for as long as the context is open."""
+
+    def __init__(self, database: Path, experiment: str) -> None:
+        self._database = database
+        self._lock = FileLock(database.with_name(f".{experiment}.lock"), timeout=0)
+        self._note = database.with_name(f".{experiment}.driver")
+        self._inode = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ExperimentError(f"this experiment is being written by another driver ({self._holder()})") from None
+        self._note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        self._inode = self._database.stat().st_ino
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._note.unlink(missing_ok=True)
+        self._lock.release()
+
+    def _holder(self) -> str:
+        try:
+            return self._note.read_text(encoding="utf-8")
+        except OSError:
+            return "it has just started"
+
+    def check(self) -> None:
+        """Raises StoreLost where the database was deleted or replaced: what is written to it would be lost."""
+        try:
+            there = self._database.stat().st_ino == self._inode
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise StoreLost(
+                f"the experiment's store {str(self._database)!r} was deleted or replaced while this driver was writing "
+                "it; put it back, or begin anew with another --name"
+            )
+
+    def guard(self, connection: sql.Connection) -> None:
+        """As `check`: only the death of this process frees the lock."""
+        self.check()
 
 
 class Lease:
@@ -81,6 +153,13 @@ class Lease:
             self._renew()  # nobody has beaten for so long that somebody may have taken over a moment ago
         if self._lost:
             raise LeaseLost("another driver took this experiment over; what was measured so far is kept")
+
+    def guard(self, connection: sql.Connection) -> None:
+        """Raises LeaseLost, within a writing transaction, when another driver has taken over."""
+        query = sql.select(_leases.c.holder).where(_leases.c.study == self._study).with_for_update()
+        if connection.execute(query).scalar() != self._holder:
+            self._lost = True
+            self.check()
 
     def _take(self) -> None:
         gone = self._abandoned()

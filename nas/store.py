@@ -13,7 +13,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -266,12 +267,18 @@ def _refuse_old(engine: sql.Engine, experiment: str) -> None:
 class Store:
     """The record of one experiment."""
 
-    def __init__(self, engine: sql.Engine, experiment: str) -> None:
-        """Makes the tables where they are missing; raises ExperimentError where the experiment is of another format."""
+    def __init__(
+        self, engine: sql.Engine, experiment: str, guard: Callable[[sql.Connection], None] = lambda connection: None
+    ) -> None:
+        """Makes the tables where they are missing; raises ExperimentError where the experiment is of another format.
+
+        `guard` is called in each writing transaction, before it writes, and raises where this process may not write.
+        """
         self._engine = engine
         self._experiment = experiment
         _refuse_old(engine, experiment)
         _metadata.create_all(engine)
+        self._guard = guard
         self._begun = False
         self._sequence: int | None = None
 
@@ -302,7 +309,7 @@ class Store:
             "attributes": json.dumps(dict(proposal.attributes)),
             "created": proposal.created,
         }
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(_proposals.insert().values(row))
 
     def proposals(self) -> list[Proposal]:
@@ -367,7 +374,7 @@ class Store:
             "created": measurement.created,
         }
         try:
-            with self._engine.begin() as connection:
+            with self._writing() as connection:
                 connection.execute(_measurements.insert().values(row))
         except sql.exc.IntegrityError:
             return False
@@ -420,7 +427,7 @@ class Store:
     def set_fact(self, name: str, value: Any) -> None:
         """Remember a JSON value under a name, in place of what was there."""
         self._begin()
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             where = (_decisions.c.experiment == self._experiment) & (_decisions.c.name == name)
             connection.execute(_decisions.delete().where(where))
             row = {"experiment": self._experiment, "name": name, "value": json.dumps(value)}
@@ -434,6 +441,13 @@ class Store:
         return default if text is None else json.loads(text)
 
     # ---------------------------------------------------------------------------------------------------- format
+
+    @contextmanager
+    def _writing(self) -> Iterator[sql.Connection]:
+        """A transaction in which this process may write."""
+        with self._engine.begin() as connection:
+            self._guard(connection)
+            yield connection
 
     def _next_sequence(self) -> int:
         """The place of the next event; only one driver writes."""
@@ -451,7 +465,7 @@ class Store:
         if self._begun:
             return
         where = _experiments.c.experiment == self._experiment
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             if connection.execute(sql.select(_experiments.c.format).where(where)).scalar() is None:
                 connection.execute(_experiments.insert().values(experiment=self._experiment, format=FORMAT))
         self._begun = True

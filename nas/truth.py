@@ -24,7 +24,7 @@ from nas.driver import check_usable
 from nas.errors import ExperimentError, InputError
 from nas.executor import Executor, start
 from nas.ladder import Rung
-from nas.lease import Lease
+from nas.lease import owning
 from nas.progress import Budget, Listener, counted
 from nas.proxy import Job, Setting, SpaceSpec
 from nas.space import Architecture, SearchSpace
@@ -132,8 +132,8 @@ def gather(config: Config, wanted: Wanted, folder: Path, listen: Listener) -> Pa
         file = folder / "truth.parquet"
         folder.mkdir(parents=True, exist_ok=True)
         engine = open_database(f"sqlite:///{(folder / 'measurements.db').resolve()}")
-        with Lease(engine, "truth") as lease:
-            records = Store(engine, "truth")
+        with owning(engine, "truth") as lease:
+            records = Store(engine, "truth", lease.guard)
             _refuse_changes(records, spec, data)
             _refuse_losses(plan, file)
             try:

@@ -449,3 +449,18 @@ def test_the_study_is_optunas_and_there_is_none_before_the_beginning(tmp_path: P
     done = [trial.value for trial in experiment.study().trials]
     assert None not in done
     assert sorted(done, key=float) == sorted((row.loss for row in experiment.leaderboard()), key=float)
+
+
+@pytest.mark.parametrize("store", ["missing", "empty"])
+@pytest.mark.parametrize("left", ["weights", "export"])
+def test_a_folder_whose_store_is_gone_is_never_taken_for_a_new_experiment(
+    tmp_path: Path, store: str, left: str
+) -> None:
+    folder = tmp_path / "lost"
+    (folder / left).mkdir(parents=True)
+    if store == "empty":
+        (folder / "study.db").touch()
+    experiment = nas.Experiment("lost", results=str(tmp_path), executor__kind="in-process")
+    with pytest.raises(ExperimentError, match=f"holds {left}/ of an experiment, but its store study.db is missing"):
+        experiment.search(trials=1)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([left] + ["study.db"] * (store == "empty"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,9 +15,9 @@ import pytest
 import sqlalchemy as sql
 
 from nas import lease
-from nas.errors import ExperimentError, LeaseLost
-from nas.lease import Lease
-from nas.store import open_database
+from nas.errors import ExperimentError, LeaseLost, StoreLost
+from nas.lease import Lease, owning
+from nas.store import Store, open_database
 
 HOLDER = """
 import sys, time
@@ -213,3 +214,72 @@ def test_a_driver_that_slept_sees_at_once_that_another_took_over(
         monkeypatch.setattr(time, "time", lambda: now + 2 * lease.LIFE + 3)
         with pytest.raises(LeaseLost, match="took this experiment over"):
             held.check()
+
+
+# ------------------------------------------------------------------------------------------- within a transaction
+
+
+def test_a_stale_driver_writes_nothing(engine: sql.Engine) -> None:
+    """Suspended, overtaken, continued: it has not looked at its lease since, and the transaction does."""
+    with Lease(engine, "demo") as held:
+        stale = Store(engine, "demo", held.guard)
+        stale.set_fact("image", 1)
+        change(engine, holder="another", beat=time.time())
+        with pytest.raises(LeaseLost):
+            stale.set_fact("image", 2)
+    assert Store(engine, "demo").fact("image") == 1
+
+
+# ------------------------------------------------------------------------------------------------ on a local file
+
+
+LOCAL = """
+import sys, time
+from nas.lease import owning
+from nas.store import open_database
+with owning(open_database(sys.argv[1]), "demo"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_driver_is_refused_until_the_first_is_dead(url: str, engine: sql.Engine) -> None:
+    command = [sys.executable, "-c", LOCAL, url]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        refused = pytest.raises(ExperimentError, match=rf"another driver \(process {first.pid} on ")
+        with refused, owning(engine, "demo"):
+            pass
+        with owning(engine, "other"):  # another experiment of the same database
+            pass
+        os.kill(first.pid, signal.SIGKILL)
+        time.sleep(0.2)  # it is dead, and nobody has waited for it
+        with owning(engine, "demo"):
+            pass
+
+
+def test_a_second_driver_of_the_same_process_is_refused(engine: sql.Engine) -> None:
+    refused = pytest.raises(ExperimentError, match=f"process {os.getpid()}")
+    with owning(engine, "demo"), refused, owning(engine, "demo"):
+        pass
+    with owning(engine, "demo"):
+        pass
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_store_that_vanishes_is_noticed_before_anything_is_written(
+    engine: sql.Engine, tmp_path: Path, replaced: bool
+) -> None:
+    file = tmp_path / "study.db"
+    with owning(engine, "demo") as owned:
+        store = Store(engine, "demo", owned.guard)
+        store.set_fact("image", 1)
+        owned.check()
+        file.unlink()
+        if replaced:
+            file.write_bytes(b"")
+        for write in (owned.check, lambda: store.set_fact("image", 2)):
+            with pytest.raises(StoreLost, match="was deleted or replaced") as caught:
+                write()
+            assert "\n" not in str(caught.value)
