@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -241,7 +242,9 @@ def driving(
             budget = Budget(records, config.search.time, began)
             try:
                 check = lease.check
-                yield Driver(suited, spec, space, data, records, pool, rungs, budget, listen, check, plan, config)
+                driver = Driver(suited, spec, space, data, records, pool, rungs, budget, listen, check, plan, config)
+                driver.started_in = 0.0 if began is None else time.monotonic() - began
+                yield driver
             finally:
                 lease.check()
                 budget.save()

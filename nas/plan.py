@@ -30,7 +30,7 @@ from nas.proxy import SCORED_AT_ONCE, Job, stand_in
 from nas.scheduler import POLICY
 from nas.space import Architecture, Shape
 from nas.store import Measurement
-from nas.time_plan import MARGIN, SAVED_FOR_WRITING, TimePlan, search_share
+from nas.time_plan import MARGIN, SAVED_FOR_WRITING, WRITING_OF_STARTING, TimePlan, search_share
 
 DRAWN = 12
 """Random architectures that stand for the space."""
@@ -236,7 +236,8 @@ class Forecast:
         if total is not None and prices is not None:
             step = _larger([prices.of_whole(self._work(one, data.input_shape)) for one in self.drawn])
             count = self._trainings + len(references)
-            left = MARGIN * max(0.0, total - before - SAVED_FOR_WRITING) / count
+            writing = SAVED_FOR_WRITING + WRITING_OF_STARTING * self.probes.started
+            left = MARGIN * max(0.0, total - before - writing) / count
             an_epoch = driver.steps_an_epoch
             steps = max(an_epoch, TimePlan(total, before, left, 0.0, 1).steps(step, an_epoch))
             return steps, steps * step, count * steps * step  # one on all images takes its part of the same time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nas.candidates import Prices, scaled
 from nas.cost_model import PRIOR, Work
 from nas.experiment import Experiment
 from nas.store import Entry, Store, existing_store
+from nas.time_plan import WRITING_OF_STARTING
 
 SMALL: dict[str, Any] = {
     "space__stem": [16],
@@ -140,3 +142,14 @@ def test_given_epochs_are_kept_under_a_time_budget(tmp_path: Path) -> None:
         assert driver.plan is None
         assert driver.proxy.seconds is None
         assert driver.proxy.epochs == 1
+
+
+def test_the_time_that_a_start_takes_is_known_for_the_time_that_writing_will_take(tmp_path: Path) -> None:
+    from nas.driver import driving
+
+    run, _ = experiment(tmp_path, "20s")
+    with driving(run.config, lambda event: None, began=time.monotonic() - 5) as driver:
+        assert driver.started_in >= 5
+        before = speed._left(driver, 0.001)
+        driver.started_in += 1
+        assert speed._left(driver, 0.001) <= before - WRITING_OF_STARTING
