@@ -29,6 +29,7 @@ from nas.config import Recipe
 from nas.data import Images
 from nas.data.augment import augment, augment_both
 from nas.errors import CandidateError
+from nas.ladder import WEIGHT_DECAY
 from nas.ladder import batch_size as batch_size_of
 from nas.ladder import learning_rate as learning_rate_of
 from nas.parallel import ALONE, Shard
@@ -275,7 +276,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     decayed = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() <= 1]
     groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": decayed, "weight_decay": WEIGHT_DECAY if recipe.weight_decay is None else recipe.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":

@@ -16,6 +16,7 @@ from nas.ladder import (
     retrain_rung,
     rungs,
     timed_rungs,
+    weight_decay,
 )
 
 OTHER_RECIPES: dict[str, Any] = {
@@ -145,6 +146,14 @@ def test_the_batch_suits_the_number_of_images(images: int, batch: int) -> None:
     assert batch_size(Recipe(), images) == batch
     assert batch_size(Recipe(images=768), 60_000) == 32
     assert batch_size(Recipe(batch_size=7), images) == 7
+
+
+def test_small_sets_have_more_weight_decay() -> None:
+    assert weight_decay(Recipe(), 60_000) == weight_decay(Recipe(), 50_000) == 5e-4
+    assert weight_decay(Recipe(), 25_000) == pytest.approx(1e-3)
+    assert weight_decay(Recipe(), 5000) == weight_decay(Recipe(), 100) == pytest.approx(5e-3)
+    assert weight_decay(Recipe(images=25_000), 60_000) == pytest.approx(1e-3)
+    assert weight_decay(Recipe(weight_decay=0.0), 100) == 0
 
 
 def test_smaller_batches_have_smaller_learning_rates() -> None:

@@ -24,7 +24,7 @@ from nas.errors import ConfigError, InputError
 from nas.ladder import FREE, SIGNALS
 from nas.leaderboard import Record, board, columns, sort
 from nas.metrics import METRICS, Metric, named, of_signal
-from nas.store import Entry, Measurement, open_database
+from nas.store import Entry, Measurement
 from nas.truth import AZ_NAS
 
 RUNG = "proxy-0000"
@@ -235,8 +235,8 @@ def test_the_board_sorts_a_metric_in_its_direction(column: str) -> None:
 @pytest.mark.parametrize("objective", [metric.name for metric in metrics.objectives()])
 def test_sampler_and_board_agree_on_what_is_better(objective: str, tmp_path: Path) -> None:
     metric = named(objective)
-    loaded = study.load(open_database(f"sqlite:///{tmp_path}/study.db"), "s", [objective])
-    better = max if loaded.direction.name == "MAXIMIZE" else min
+    [direction] = study.directions([objective])
+    better = max if direction.name == "MAXIMIZE" else min
     entries = [entry(trial, 0.5, **{metric.signal: value}) for trial, value in enumerate((0.5, 0.25, 1.0))]
     first = shown(entries, objective)[0]
     assert first.rank == 1
@@ -290,8 +290,7 @@ def test_an_added_metric_is_an_objective(tmp_path: Path) -> None:
         make({"search": {"objectives": ["depth"]}})
     with pytest.raises(ConfigError, match="flops, latency, depth or confidence, got 'speed'"):
         make({"search": {"objectives": ["speed"]}})
-    loaded = study.load(open_database(f"sqlite:///{tmp_path}/study.db"), "s", ["confidence", "depth"])
-    assert [direction.name for direction in loaded.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert [direction.name for direction in study.directions(["confidence", "depth"])] == ["MAXIMIZE", "MINIMIZE"]
     assert "layers" in read_by(DepthLimited(objectives=("loss", "depth")))
 
 

@@ -56,7 +56,7 @@ def opened(data: Data, slots: int = 2, retrainings: int | None = None, **keys: A
     executor = cast(Any, SimpleNamespace(slots=slots, retrainings=retrainings or slots))
     nothing = cast(Any, None)
     return Driver(
-        *(config, spec, space, data, nothing, nothing, executor, rungs, nothing, nothing, nothing),
+        *(config, spec, space, data, nothing, executor, rungs, nothing, nothing, nothing),
         plan=plan,
         given=given,
     )

@@ -271,7 +271,7 @@ def test_what_the_sampler_learns(new: Callable[..., Run]) -> None:
     kinds: dict[str, int] = {}
     while len(kinds) < 5:
         draw, proposal = run.propose()
-        kind = proposal.status
+        kind: str = proposal.status
         if kind == "candidate":
             kind = ["done", "slow", "broken"][kinds.get("candidates", 0) % 3]
             kinds["candidates"] = kinds.get("candidates", 0) + 1

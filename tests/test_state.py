@@ -85,7 +85,8 @@ def test_the_tallies_are_those_of_a_plain_count(events: list[Event], random: obj
 def test_a_reference_counts_once_it_is_proposed_and_a_proposal_once_it_is_measured() -> None:
     reference = Measurement('"a"', "a", RUNGS[0], 0, "done", {"val_loss": 0.5})
     proposed = Proposal(0, 0, 1, '"a"', "a", {}, {}, "named")
-    for events in ([reference, proposed], [proposed, reference]):
+    orders: list[list[Event]] = [[reference, proposed], [proposed, reference]]
+    for events in orders:
         state = SearchState(RUNGS, 0, "loss")
         state.apply(events[0])
         assert (state.counts["done"], state.best) == (0, None)

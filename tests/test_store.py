@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,7 +139,8 @@ def test_an_experiment_of_an_earlier_format_is_refused_in_one_line(url: str) -> 
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE nas_measurements (study TEXT)")
         connection.exec_driver_sql("INSERT INTO nas_measurements VALUES ('demo')")
-    for read in (lambda: existing_store(url, "demo"), lambda: Store(engine, "demo")):
+    reads: list[Callable[[], object]] = [lambda: existing_store(url, "demo"), lambda: Store(engine, "demo")]
+    for read in reads:
         with pytest.raises(ExperimentError, match="format 1, and this version reads format 2") as caught:
             read()
         assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ from nas.ladder.promotion import Policy, Promotion, budget_for, due, last_rounds
 from nas.ladder.ranker import FREE, SIGNALS, Observations, Pool, Ranker
 from nas.ladder.rungs import (
     LEAST_STEPS,
+    WEIGHT_DECAY,
     Resizing,
     Rung,
     batch_size,
@@ -16,12 +17,14 @@ from nas.ladder.rungs import (
     rungs,
     timed_rungs,
     timing_rung,
+    weight_decay,
 )
 
 __all__ = [
     "FREE",
     "LEAST_STEPS",
     "SIGNALS",
+    "WEIGHT_DECAY",
     "Choices",
     "Observations",
     "Policy",
@@ -42,4 +45,5 @@ __all__ = [
     "rungs",
     "timed_rungs",
     "timing_rung",
+    "weight_decay",
 ]

