@@ -155,7 +155,7 @@ def test_quickstart(tmp_path: Path) -> None:
     done = subprocess.run(
         [str(ROOT / "scripts" / "quickstart"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert "Search, retrain the winner, export it." in done.stdout
+    assert "Search, retrain the winner and export it." in done.stdout
 
 
 def test_the_layout_in_the_readme_is_the_layout() -> None:
