@@ -51,15 +51,15 @@ class Calibrated:
     @property
     def sentence(self) -> str:
         """How far the ranking can be trusted."""
-        how = "fully" if self.epochs is None else f"for {self.epochs} epochs, as long as time allowed"
+        how = "fully" if self.epochs is None else f"for {self.epochs} epochs (limited by time)"
         said = (
-            f"Of {self.trained} candidates trained {how}, the proxy ranks two at a time rightly in "
-            f"{100 * (1 + self.tau) / 2:.0f} % of cases (tau {self.tau:.2f}, "
+            f"Among {self.trained} candidates trained {how}, the proxy orders "
+            f"{100 * (1 + self.tau) / 2:.0f} % of the pairs correctly (tau {self.tau:.2f}, "
             f"95 % interval {self.low:.2f} to {self.high:.2f})"
         )
         if self.low > 0:
             return f"{said}."
-        return f"{said}: the order may be chance, and more candidates trained fully would tell."
+        return f"{said}. This may be chance; train more candidates fully (search.calibrate)."
 
 
 def calibrated(

@@ -1,4 +1,4 @@
-"""One experiment: a folder under results/, and the pipeline over it as methods.
+"""An experiment: a folder under results/, and the steps of a search as methods.
 
 ::
 
@@ -43,9 +43,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """An architecture, cell by cell: (cell, description, params, FLOPs) and the totals of the bare network.
+    """An architecture, cell by cell.
 
-    `memory` is the peak of its activations, in bytes, for one image at inference.
+    Attributes:
+        architecture: The architecture.
+        name: What it was asked for by.
+        input_shape: Channels, height and width of an image.
+        cells: For each cell: name, description, parameters, FLOPs.
+        params: Parameters of the bare network.
+        flops: FLOPs of the bare network for one image.
+        memory: Peak of the activations in bytes, for one image at inference.
     """
 
     architecture: Architecture
@@ -58,10 +65,18 @@ class Shown:
 
 
 class Experiment:
-    """An experiment by name and config. Constructing one writes nothing.
+    """An experiment with a name and a config. The constructor writes nothing.
 
-    `config` is a whole Config; the other arguments override single keys of it (``space="inception"``,
-    ``data="digits"``, ``search__trials=30``). `listen` gets a `nas.progress.Event` for everything worth telling.
+    Args:
+        name: Name of the experiment; None: made of space and data.
+        space: Name of the search space (``space.name``).
+        data: Data set (``data.name``).
+        config: A whole config. The other arguments override single keys of it.
+        listen: Is called with a `nas.progress.Event` for every message and every measurement.
+        keys: Further keys of the config, with two underscores for the dot: ``search__trials=30``.
+
+    Raises:
+        ConfigError: A key is unknown or a value is not valid.
     """
 
     def __init__(
@@ -85,9 +100,15 @@ class Experiment:
     def open(
         cls, name: str | None = None, results: Path = Path("results"), assignments: Sequence[str] = ()
     ) -> Experiment:
-        """An experiment that exists, by name; None: the one that was worked on last.
+        """Open an experiment that exists.
 
-        `assignments` (``section.key=value``) change its config, from now on where something is done with it.
+        Args:
+            name: Name of the experiment; None: the latest one.
+            results: Folder that holds the experiments.
+            assignments: Changes of its config, as ``section.key=value``. The next step saves them.
+
+        Raises:
+            ExperimentError: There is no such experiment.
         """
         folder = results / name if name is not None else _latest(results)
         file = folder / "config.toml"
@@ -106,9 +127,20 @@ class Experiment:
         data_dir: Path | None = None,
         name: str | None = None,
     ) -> Experiment:
-        """As `open`; but `what` may also be a config file or a system, and there may be other data.
+        """Open an experiment, a config file or a system for full training, possibly on other data.
 
-        An experiment on other data is one of its own, called `name`, or after both.
+        Training on other data makes a new experiment.
+
+        Args:
+            what: Name of an experiment, a config file, or a system; None: the latest experiment.
+            results: Folder that holds the experiments.
+            assignments: Changes of the config, as ``section.key=value``.
+            data: Other data than those of the experiment.
+            data_dir: Folder that holds the known data sets.
+            name: Name of the new experiment; None: made of `what` and `data`.
+
+        Raises:
+            ExperimentError: There is no such experiment, file or system.
         """
         if what is None or (results / what / "config.toml").is_file():
             own = cls.open(what, results, assignments).config
@@ -132,11 +164,11 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        """Where config, study, measurements, weights and exports lie."""
+        """Folder with config, database, weights and exports."""
         return self.config.folder
 
     def run(self) -> Exported:
-        """Search, retrain, export. A time budget covers all of it."""
+        """Search, retrain and export. A time budget covers all three steps."""
         from nas import export, pipeline
         from nas.driver import driving
 
@@ -153,10 +185,16 @@ class Experiment:
     def search(
         self, trials: int | None = None, time: float | str | None = None, calibrate: int | None = None
     ) -> Progress:
-        """Measure candidates until there are so many, or the time is over; goes on where an earlier search ended.
+        """Measure candidates. Continues an earlier search of the experiment.
 
-        With `calibrate`, so many of them are then trained fully, on the same budget, and the board ranks by the
-        accuracy that they let expect: see `calibration`.
+        Args:
+            trials: Number of candidates after which the search stops.
+            time: Time budget, as seconds or as text such as ``30m``.
+            calibrate: Number of candidates that then get a full training. The leaderboard then ranks by predicted
+                accuracy: see `calibration`.
+
+        Returns:
+            The state of the search at its end.
         """
         from nas import pipeline
         from nas.driver import driving
@@ -166,11 +204,17 @@ class Experiment:
             return pipeline.search(driver)
 
     def retrain(self, seeds: int | None = None, top: int = 1, init: Path | str | None = None) -> list[Measurement]:
-        """Train the winner (and the references) on the full recipe; returns the winner's measurements.
+        """Train the winner, and the references, on the full recipe.
 
-        `top` also trains those next to it on the board. `init` is a safetensors file of weights to start from, with a
-        new last layer where the labels are others. Without a search before it, the architecture is the only point of
-        the space, or that of the weights.
+        Without a search, the architecture is the only one of the space, or the one of the weights.
+
+        Args:
+            seeds: Number of seeds from which the winner is trained; None: ``retrain.seeds``.
+            top: Number of best candidates to train.
+            init: Weights to start from, a safetensors file. The last layer is new if the labels differ.
+
+        Returns:
+            The measurements of the winner.
         """
         from nas import pipeline, weights
         from nas.driver import driving
@@ -191,11 +235,16 @@ class Experiment:
         early_exit: bool = False,
         prune: float | None = None,
     ) -> Exported:
-        """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images.
+        """Write the retrained winner as safetensors, torch.export and ONNX. Each file is verified on test images.
 
-        Into `folder`; None: ``export`` in the experiment's own. `ensemble` averages the probabilities of so many
-        retrained networks; with `early_exit` the model gives its towers' logits too. `prune` is the share of the
-        multiply-adds to remove: what is left is fine-tuned, and compared with its like.
+        Args:
+            folder: Output folder; None: ``export`` in the folder of the experiment.
+            ensemble: Number of retrained networks to average into one model.
+            early_exit: Whether the model also returns the logits of the towers.
+            prune: Share of the multiply-adds to remove. The pruned network is fine-tuned and compared with others.
+
+        Raises:
+            VerificationError: A file does not do what the trained network does.
         """
         from nas import pipeline, pruned
         from nas.driver import driving
@@ -211,22 +260,27 @@ class Experiment:
             return pipeline.export(driver, folder, ensemble, early_exit, prune)
 
     def plan(self) -> Plan:
-        """What `run` will take: a few candidates are trained for seconds. Nothing is written."""
+        """Predict how long `run` takes: train a few candidates for seconds, write nothing."""
         from nas import plan
 
         return plan.plan(self.config, self.listen)
 
     def collect(self, to: Path | None = None, **wanted: Any) -> Path:
-        """Train architectures fully and by proxies: a truth table, to see how far proxies can be trusted; its file.
+        """Collect a truth table: train architectures with proxies and with full training.
 
-        `wanted` as in `nas.truth.Wanted`. Into the folder `to`; None: ``calibration`` in the experiment's own.
+        Args:
+            to: Output folder; None: ``calibration`` in the folder of the experiment.
+            wanted: The fields of `nas.truth.Wanted`.
+
+        Returns:
+            The file of the table.
         """
         from nas import truth
 
         return truth.gather(self.config, truth.Wanted(**wanted), to or self.folder / "calibration", self.listen)
 
     def leaderboard(self) -> list[Record]:
-        """Every measured candidate and the reference rows, best first."""
+        """All measured candidates, best first, and the references."""
         records = self._records()
         if records is None or records.fact("rungs") is None:
             return []
@@ -243,7 +297,11 @@ class Experiment:
         )
 
     def study(self) -> optuna.Study:
-        """The trials as an Optuna study in memory, for plots. Raises ExperimentError before the experiment began."""
+        """The trials as an Optuna study in memory, for plots.
+
+        Raises:
+            ExperimentError: The experiment has not begun.
+        """
         from nas import complexity, study
         from nas.state import SearchState
 
@@ -260,19 +318,26 @@ class Experiment:
         return study.study_of(state, limits.objectives, constraints, self.config.experiment)
 
     def calibration(self) -> Calibrated | None:
-        """How far the ranking can be trusted, where the search was calibrated (``search.calibrate``)."""
+        """How well the proxy ranks; None if the search was not calibrated (``search.calibrate``)."""
         from nas.calibrated import Calibrated
 
         records = self._records()
         return Calibrated.of_fact(records.fact("calibration") if records is not None else None)
 
     def trust(self) -> str | None:
-        """The same in one sentence."""
+        """The same as one sentence."""
         records = self._records()
         return None if records is None else records.fact("calibration", {}).get("sentence")
 
     def show(self, what: str) -> Shown:
-        """An architecture: a trial's number, a key, a named point of the space, or a JSON file."""
+        """An architecture, cell by cell.
+
+        Args:
+            what: Number of a trial, key of an architecture, named point of the space, or JSON file.
+
+        Raises:
+            ExperimentError: There is no such architecture.
+        """
         from nas import auxiliary, complexity
 
         space, (shape, classes) = self._space(), self._image()

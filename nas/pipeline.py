@@ -74,9 +74,9 @@ def search(driver: Driver, share: float | None = None) -> Progress:
             "lower proxy.epochs to use the ladder"
         )
     if driver.budget.left_to_search(1.0 if share is None else share) == 0:
-        driver.say(f"The search's part of search.time ({wanted.time:g} s) is spent: a longer one goes on")
+        driver.say(f"The search has used its part of search.time ({wanted.time:g} s); raise search.time to continue")
     if driver.proxy.stands_in:
-        driver.say("Smaller stand-ins are trained in the candidates' place (proxy.shrink, proxy.width)")
+        driver.say("The lowest rung trains low-fidelity variants of the candidates (proxy.shrink, proxy.width)")
     candidates, experiment = driver.candidates(prices, slowest), driver.config.experiment
     journal = Journal(driver.config.folder, experiment, wanted.objectives, candidates.constraints)
     loop = Search(
@@ -152,7 +152,9 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
     ranked = leaderboard.in_order(records.all(), [one.key for one in driver.rungs], config.search.objectives[0])
     chosen = spread(ranked, driver.space.architecture_type, min(config.search.calibrate, len(ranked)))
     if len(chosen) < FEWEST_TO_CALIBRATE:
-        driver.say(f"Too few candidates to calibrate by: {len(chosen)}, at least {FEWEST_TO_CALIBRATE} are needed")
+        driver.say(
+            f"No calibration: it needs {FEWEST_TO_CALIBRATE} candidates, got {len(chosen)}; measure more candidates"
+        )
         return
     count = len(driver.data.train)
     left = driver.budget.left_to_search(share)
@@ -162,16 +164,14 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
         trainings, an_epoch = [lowest[one.key] for one in chosen], min(config.retrain.images or count, count)
         fit = retraining.affordable_epochs(left, trainings, an_epoch, driver.executor.slots)
         rung = driver.full_rung(_decided_epochs(driver, full, fit, driver.rungs[-1].epochs))
-    driver.say(
-        f"Calibrating: {len(chosen)} candidates, spread over the board, trained for {counted(rung.epochs, 'epoch')}"
-    )
+    driver.say(f"Calibrating: training {len(chosen)} candidates across the board for {counted(rung.epochs, 'epoch')}")
     seed = CALIBRATION_SEEDS + config.seed
     driver.measure({Job.of(one, rung, seed): "fully" for one in chosen}, "calibrate")
     rungs = [one.key for one in driver.rungs]
     images = [one.effort * min(one.recipe.images or count, count) for one in (*driver.rungs, rung)]
     found = calibrated(records.all(), rungs, rung.key, config.search.objectives[0], images)
     if found is None:
-        driver.say("Too few candidates could be trained fully to say anything of the ranking")
+        driver.say("No calibration: too few full trainings succeeded")
         return
     found = replace(found, epochs=None if rung.epochs == full.epochs else rung.epochs)
     records.set_fact("calibration", found.as_fact())
@@ -205,7 +205,7 @@ def retrain(
         trainings = speed.final_trainings(driver, chosen[0], count)
         rung, seconds, all_images = trainings.rung, trainings.seconds, trainings.all_images
     jobs = retraining.jobs(chosen[0], rung, config.seed, seeds, rows, chosen[1:], seconds)
-    there = f", {known} of them made before" if (known := driver.known(jobs)) else ""
+    there = f", {known} already done" if (known := driver.known(jobs)) else ""
     start = f" from {init.name}" if init else ""
     driver.say(f"Retraining: {counted(len(jobs), 'training')} of {_length(rung)}{start}{there}")
     driver.give_everything(*([] if init is None else [init]))
@@ -455,7 +455,7 @@ def _decided_epochs(driver: Driver, full: Rung, fit: int, least: int) -> int:
         epochs = before
     elif before > epochs or epochs > fit or driver.budget.left() == 0:
         driver.say(
-            f"Little is left of search.time: full training has {counted(epochs, 'epoch')}; a longer one brings more"
+            f"Little is left of search.time: full training has {counted(epochs, 'epoch')}; raise search.time for more"
         )
     driver.records.set_fact("full_epochs", {"time": driver.budget.seconds, "of": full.key, "value": epochs})
     return epochs

@@ -72,7 +72,7 @@ def fine_tuned(driver: Driver, share: float) -> Pruned:
     }
     jobs = {job: f"{name}, seed {job.seed}" for name, many in rows.items() for job in many}
     removed = 1 - small.flops / small.originals[0].signals["flops"]
-    there = f"; {known} of them made before" if (known := driver.known(jobs)) else ""
+    there = f"; {known} already done" if (known := driver.known(jobs)) else ""
     driver.say(
         f"Pruning: {removed:.1%} of the multiply-adds removed; fine-tuning for "
         f"{counted(rungs[0].epochs, 'epoch')} from {counted(len(seeds), 'seed')}; "

@@ -1,7 +1,7 @@
-"""What a search space offers. A newcomer who wants a space of their own starts here.
+"""The contract of a search space. To write a space, start here.
 
-A space does three things: it *suggests* architectures (values), it *builds* networks from them, and it
-says how large it is. Everything else - towers, training, search, export - works on any space::
+A space *suggests* architectures (values), *builds* networks from them, and gives its size. Towers, training, search
+and export work on any space::
 
     class Plain(SearchSpace):
         '''Stacks of 3x3 convolutions.'''
@@ -14,9 +14,9 @@ says how large it is. Everything else - towers, training, search, export - works
         def build(self, architecture, input_shape, num_classes):
             return PlainNetwork(architecture, input_shape[0], num_classes)
 
-The network is an ordinary ``torch.nn.Module`` from images ``(N, C, H, W)`` to logits ``(N, classes)``. It
-names its cells, in order of depth, in an attribute ``cell_names`` (names of submodules, as in
-``named_modules``), which is all that auxiliary towers need to know of it.
+The network is an ordinary ``torch.nn.Module`` from images ``(N, C, H, W)`` to logits ``(N, classes)``. Its attribute
+``cell_names`` lists its cells in order of depth (names of submodules, as in ``named_modules``). Auxiliary towers need
+nothing else.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Trial(Protocol):
 
 
 class RandomTrial:
-    """Draws every value uniformly, from a seed alone: for random architectures outside of a study."""
+    """A trial that draws every value uniformly, from a seed: for random architectures without a study."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -81,9 +81,9 @@ class RandomTrial:
 
 
 class Architecture(BaseModel):
-    """One point of a space: a frozen, hashable value that is JSON. It never holds weights.
+    """One point of a space: a frozen, hashable value that can be written as JSON. It never holds weights.
 
-    Fields must be hashable (tuples, not lists). Two architectures that mean the same network should be equal:
+    Fields must be hashable (tuples, not lists). Two architectures that describe the same network should be equal:
     bring them to one form in a validator.
     """
 
@@ -91,18 +91,22 @@ class Architecture(BaseModel):
 
     @final
     def to_json(self) -> str:
-        """Canonical JSON: keys sorted, no spaces, so that equal architectures have equal text."""
+        """Canonical JSON, with sorted keys and no spaces. Equal architectures have equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     @final
     @property
     def key(self) -> str:
-        """Twelve hexadecimal digits that name this architecture; equal architectures have equal keys."""
+        """Twelve hexadecimal digits. Equal architectures have equal keys."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote. Raises SpaceError when the text is no architecture of this type."""
+        """Read the text that `to_json` wrote.
+
+        Raises:
+            SpaceError: The text is no architecture of this type.
+        """
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -110,7 +114,7 @@ class Architecture(BaseModel):
 
 
 class SpaceSettings(BaseModel):
-    """What a person may set in ``[space]`` beside the name. Closed: unknown keys are refused."""
+    """The settings of a space: further keys of the section ``[space]``. Unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -118,8 +122,8 @@ class SpaceSettings(BaseModel):
 class SearchSpace(ABC):
     """Proposes architectures and builds networks from them.
 
-    Subclasses implement `suggest` and `build`, name their `architecture_type`, and may widen `settings_type`.
-    They hold no state but their settings, so a worker can make the same space again.
+    A subclass implements `suggest` and `build`, sets `architecture_type`, and may extend `settings_type`. It holds no
+    state except its settings, so that a worker can make the same space again.
     """
 
     architecture_type: ClassVar[type[Architecture]]
@@ -132,53 +136,88 @@ class SearchSpace(ABC):
     def suggest(self, trial: Trial) -> Architecture:
         """Choose an architecture by asking `trial` for named values.
 
-        Ask for the same names every time (a width of 0 may mean "absent"): samplers learn little from names
-        that come and go.
+        Ask for the same names every time; a width of 0 may mean "absent". Samplers learn little from names that are
+        asked for only sometimes.
+
+        Args:
+            trial: Draws the values.
         """
 
     @abstractmethod
     def build(self, architecture: Any, input_shape: Shape, num_classes: int) -> nn.Module:
-        """A freshly initialised network with ``cell_names``; raises SpaceError when the input is too small."""
+        """Build a freshly initialised network with ``cell_names``.
+
+        Args:
+            architecture: An architecture of this space.
+            input_shape: Channels, height and width of an image.
+            num_classes: Number of classes.
+
+        Raises:
+            SpaceError: The images are too small.
+        """
 
     def size(self) -> int | None:
-        """How many different architectures the space holds; None when that is not known."""
+        """Number of different architectures; None if it is not known."""
         return None
 
     def named(self) -> Mapping[str, Mapping[str, Any]]:
-        """Well-known points, as the values `suggest` would ask for: reference rows and warm starts."""
+        """Well-known points by name, as the values that `suggest` asks for. A search tries them first."""
         return {}
 
     def describe(self, architecture: Any) -> Sequence[str]:
-        """One line a cell, by depth, for ``nas show``; empty when there is nothing to say."""
+        """One line per cell, in order of depth, for ``nas show``."""
         return ()
 
     def narrower(self, architecture: Any, network: nn.Module, step: int) -> Sequence[Architecture]:
-        """Ever narrower architectures: each is the one before without the channels that matter least to `network`.
+        """The prune path: a sequence of architectures with fewer and fewer channels. Optional, for pruning.
 
-        Channels leave in groups that bring a width down to a multiple of `step`. With `narrowed` this is what pruning
-        needs; both are optional. Raises SpaceError where the space does not say how.
+        Args:
+            architecture: The architecture to prune.
+            network: Its trained network. Channels that matter least to it are removed first.
+            step: Widths fall to multiples of this number.
+
+        Raises:
+            SpaceError: The space does not support pruning.
         """
         raise SpaceError(f"networks of this space cannot be pruned: {type(self).__name__} has no narrower()")
 
     def narrowed(self, architecture: Any, network: nn.Module, smaller: Any) -> Mapping[str, Tensor]:
-        """The state dict of a `narrower` architecture: of each layer of `network`, the channels that matter most."""
+        """The pruned weights: a state dict with the most important channels of each layer. Optional, for pruning.
+
+        Args:
+            architecture: The architecture before pruning.
+            network: Its trained network.
+            smaller: An architecture of the prune path.
+
+        Raises:
+            SpaceError: The space does not support pruning.
+        """
         raise SpaceError(f"networks of this space cannot be pruned: {type(self).__name__} has no narrowed()")
 
     def thinner(self, architecture: Any, width: float) -> Architecture:
-        """The same architecture with about this share of its channels, to stand in for it in short trainings.
+        """A low-fidelity variant for short trainings. Optional, for ``proxy.width``.
 
-        Optional. Raises SpaceError where the space does not say how.
+        Args:
+            architecture: The architecture.
+            width: The width multiplier: about this share of the channels is left.
+
+        Raises:
+            SpaceError: The space has no low-fidelity variants.
         """
         raise SpaceError(f"proxy.width needs a space that makes thinner networks: {type(self).__name__} does not")
 
     @final
     def point(self, values: Mapping[str, Any]) -> Architecture:
-        """The architecture that `suggest` makes of these values; raises SpaceError when one is missing."""
+        """The architecture that `suggest` makes of these values.
+
+        Raises:
+            SpaceError: A value is missing.
+        """
         return self.suggest(_Given(values))
 
     @final
     def random(self, seed: int) -> Architecture:
-        """A random architecture, from the seed alone."""
+        """A random architecture. The seed alone decides it."""
         return self.suggest(RandomTrial(seed))
 
 

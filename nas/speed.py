@@ -159,7 +159,7 @@ def _lengths(
     if lengths.seconds(count) > left:
         driver.say(
             f"Little is left of search.time ({_duration(max(0.0, left))}): full training has "
-            f"{counted(all_steps or lengths.steps, 'step')}; `nas retrain` trains to the end"
+            f"{counted(all_steps or lengths.steps, 'step')}; `nas retrain` trains without this limit"
         )
     return lengths
 

@@ -55,11 +55,11 @@ def test_a_proxy_that_shows_the_quality_is_trusted_and_one_of_noise_is_not() -> 
     good, bad = found_in(entries(noise=0.2, trained=20)), found_in(entries(noise=30, trained=20))
     assert good.tau > 0.6
     assert good.low > 0.2
-    assert good.sentence.startswith("Of 20 candidates trained fully, the proxy ranks two at a time rightly in ")
+    assert good.sentence.startswith("Among 20 candidates trained fully, the proxy orders ")
     short = replace(good, epochs=3)
-    assert short.sentence.startswith("Of 20 candidates trained for 3 epochs, as long as time allowed, the proxy ranks ")
+    assert short.sentence.startswith("Among 20 candidates trained for 3 epochs (limited by time), the proxy orders ")
     assert bad.low < 0 < bad.high
-    assert bad.sentence.endswith("the order may be chance, and more candidates trained fully would tell.")
+    assert bad.sentence.endswith("This may be chance; train more candidates fully (search.calibrate).")
     assert len(good.predictions) == 60
 
 
@@ -152,7 +152,7 @@ def test_where_time_is_short_full_trainings_are_cut_and_the_sentence_says_so(tmp
     assert found is not None
     assert found.epochs is not None
     assert 1 <= found.epochs < 100_000
-    assert f"trained for {found.epochs} epochs, as long as time allowed" in found.sentence
+    assert f"trained for {found.epochs} epochs (limited by time)" in found.sentence
 
 
 def test_the_same_command_again_calibrates_with_the_same_candidates(searched: nas.Experiment) -> None:
@@ -179,7 +179,7 @@ def test_the_winner_is_the_boards_first_and_is_trained_on_all_but_test(searched:
 
 def test_the_command_line_shows_the_sentence(searched: nas.Experiment, nas: Callable[..., Any]) -> None:
     done = nas("leaderboard", "small", "--results", searched.config.results, cwd=Path.cwd())
-    assert "trained fully, the proxy ranks two at a time rightly" in " ".join(done.stdout.split())
+    assert "candidates trained fully, the proxy orders" in " ".join(done.stdout.split())
     assert "predicted" in done.stdout
     assert " ± " in done.stdout
 

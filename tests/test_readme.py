@@ -1,4 +1,4 @@
-"""Every command of the README does what it says: run here in small, in the order in which they stand."""
+"""Every command of the README and of the guide does what it says: run here in small, in the order of the pages."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
-    for line in block.splitlines()
-    if line.strip()
-]
+README = ROOT / "README.md"
+GUIDE = re.findall(r"guide/[\w-]+\.md", (ROOT / "scripts" / "docs" / "mkdocs.yml").read_text(encoding="utf-8"))
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in (README, *(ROOT / "docs" / page for page in GUIDE)))
+"""The README and the pages of the guide, in the order of the navigation."""
+
+COMMANDS = list(
+    dict.fromkeys(  # a command that stands on several pages runs once
+        line.partition("  #")[0].strip()
+        for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S)
+        for line in block.splitlines()
+        if line.strip()
+    )
+)
 
 SMALL = [
     *("proxy.epochs=1", "proxy.images=300", "retrain.epochs=1", "retrain.images=300", "retrain.seeds=1"),
@@ -33,8 +39,9 @@ SMALL = [
 """Settings added to each `nas run` and `nas search`."""
 
 
-def test_the_readme_has_commands() -> None:
-    assert len(COMMANDS) > 20
+def test_the_pages_have_commands() -> None:
+    assert {page.name for page in (ROOT / "docs" / "guide").iterdir()} == {Path(page).name for page in GUIDE}
+    assert len(COMMANDS) > 30
     assert {command.split()[0] for command in COMMANDS} <= {"nas", "pip", "scripts/quickstart", "scripts/test"}
 
 
@@ -52,7 +59,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
-    """A folder with what the README's reader has: photos, photos of other things, and the space of the example."""
+    """A folder with what the reader has: photos, photos of other things, and the space of the example."""
     cwd = tmp_path_factory.mktemp("readme")
     generator = np.random.default_rng(0)
     for name in ("photos/cats", "photos/dogs", "more-photos/birds", "more-photos/fish", "more-photos/frogs"):
@@ -60,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
         for number in range(20):
             pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(cwd / name / f"{number}.png")
-    example = re.search(r"<!-- example space -->\n```python\n(.*?)```", README, re.S)
+    example = re.search(r"<!-- example space -->\n```python\n(.*?)```", TEXT, re.S)
     assert example
     (cwd / "plain.py").write_text(example[1])
     return cwd
@@ -100,7 +107,7 @@ def test_the_commands_one_after_the_other(
 
 @pytest.mark.slow
 def test_the_library_example(tmp_path: Path) -> None:
-    [example] = [code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "nas.Experiment(" in code]
+    [example] = [code for code in re.findall(r"```python\n(.*?)```", TEXT, re.S) if "nas.Experiment(" in code]
     small = example.replace(
         'data="digits")',
         'data="digits", executor__kind="in-process", proxy__epochs=1, '
@@ -115,7 +122,7 @@ def test_the_library_example(tmp_path: Path) -> None:
 
 
 def test_the_example_of_towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    example = re.search(r"<!-- towers -->\n```python\n(.*?)```", README, re.S)
+    example = re.search(r"<!-- towers -->\n```python\n(.*?)```", TEXT, re.S)
     assert example
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
@@ -155,17 +162,4 @@ def test_quickstart(tmp_path: Path) -> None:
     done = subprocess.run(
         [str(ROOT / "scripts" / "quickstart"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert "Search, retrain the winner, export it." in done.stdout
-
-
-def test_the_layout_in_the_readme_is_the_layout() -> None:
-    block = re.search(r"```text\nsearch_spaces/\n(.*?)```", README, re.S)
-    assert block
-    named = set(re.findall(r"^  ([\w/.]+)", block[1], re.M))
-    there = {
-        path.name if path.is_file() else f"{path.name}/"
-        for package in ("nas", "search_spaces")
-        for path in (ROOT / package).iterdir()
-        if (path.suffix == ".py" or (path / "__init__.py").is_file()) and path.name != "__main__.py"
-    }
-    assert named == there
+    assert "Search, retrain the winner and export it." in done.stdout

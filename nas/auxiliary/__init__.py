@@ -70,21 +70,30 @@ def attach(
     cells: Sequence[str] | None = None,
     seed: int = 0,
 ) -> DeepSupervision:
-    """Put towers beside any network: it is not changed, nor is any random state.
+    """Attach auxiliary towers to any network. The network and all random states stay unchanged.
 
-    `towers` lists the modules that carry one, by name (as in ``named_modules``) or by number among the network's
-    ``cell_names``; or maps each to a `Tower`, to its keys (``{"kind": "linear", "weight": 0.4}``) or to its kind.
-    The modules must give maps ``(N, C, H, W)``.
+    Args:
+        model: Any network.
+        towers: The modules that get a tower, by name (as in ``named_modules``) or by number among the ``cell_names`` of
+            the network. A mapping gives each module a `Tower`, its keys (``{"kind": "linear", "weight": 0.4}``) or its
+            kind. The modules must return maps ``(N, C, H, W)``.
+        example: A batch of images ``(N, C, H, W)``, or the shape of one image. Without it, the first forward builds the
+            towers; their parameters are lazy until then.
+        num_classes: Number of classes; None: taken from the logits of the network.
+        schedule: Weight schedule: ``constant``, ``linear``, ``cosine`` or ``off:f``.
+        reach: Gradient scope: ``full``, ``relay:k`` or ``detached`` (see `nas.auxiliary.reach`).
+        main_reach: With ``relay:k``: number of cells below the head that the main loss reaches; None: all.
+        share: Largest share of the network's FLOPs for all light and linear towers together.
+        cells: With ``relay:k``: names of the cells in order of depth, if the network has no ``cell_names``; None: the
+            modules with a tower.
+        seed: Seed of the initial weights of the towers.
 
-    `example` is a batch of images ``(N, C, H, W)``, or the shape of one; without it, towers are built at the first
-    forward, their parameters lazy until then. Without `num_classes`, classes are taken from the network's logits.
+    Returns:
+        A wrapper that holds the network and the towers.
 
-    `reach` is ``full``, ``relay:k`` or ``detached`` (see `nas.auxiliary.reach`); for ``relay:k``, `cells` names the
-    cells by depth where the network has no ``cell_names`` (default: the tapped modules), and `main_reach` keeps the
-    main loss to so many cells below the head. Light and linear towers together take at most `share` of
-    the network's FLOPs.
-
-    Raises SpaceError for a module that is not there or gives no map, ConfigError for settings that cannot be.
+    Raises:
+        SpaceError: A module does not exist, or returns no map.
+        ConfigError: A setting is not valid.
     """
     named = dict(towers) if isinstance(towers, Mapping) else {where: Tower() for where in towers}
     order = tuple(cells or cast("Sequence[str]", getattr(model, "cell_names", ())))

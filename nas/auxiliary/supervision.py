@@ -24,9 +24,13 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Tower:
-    """One tower: its kind, the weight of its loss, and its labels where they are not the network's own.
+    """The settings of one tower.
 
-    `labels` maps each class to a coarse one, both from 0: ``(0, 0, 1)`` for three classes in two groups.
+    Attributes:
+        kind: Kind of tower: ``light``, ``linear``, ``googlenet``, ``darts`` or ``fcn``.
+        weight: Weight of its loss.
+        labels: For each class its group, from 0: ``(0, 0, 1)`` for three classes in two groups. None: the network's
+            own labels.
     """
 
     kind: str = "light"
@@ -72,7 +76,7 @@ def course(schedule: str, progress: float) -> float:
 
 @dataclass(frozen=True)
 class Losses:
-    """The main loss, each tower's own loss, and the weights that these have in the sum."""
+    """The main loss, the loss of each tower, and the weights of these in the total."""
 
     main: Tensor
     towers: tuple[Tensor, ...]
@@ -81,16 +85,17 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """What is minimised. A tower of weight 0 stays in it: left out, it would have no gradient, and DDP fails."""
+        """The loss to minimise. It includes towers of weight 0: DDP fails for parameters without a gradient."""
         total = self.main
         for weight, loss in zip(self.weights, self.towers, strict=True):
             total = total + weight * loss
         return total
 
     def backward(self, parallel: nn.Module | None = None) -> None:
-        """Gradients as far as each loss reaches.
+        """Compute the gradients, within the gradient scope of each loss.
 
-        With relay under DistributedDataParallel, `parallel` is that module and this runs under its ``no_sync()``.
+        Args:
+            parallel: With ``relay:k`` and DistributedDataParallel: that module. Call this under its ``no_sync()``.
         """
         parameters = self.model.reached()
         if parameters is None:
@@ -103,13 +108,15 @@ class Losses:
 class DeepSupervision(nn.Module):
     """A network and its towers, side by side.
 
-    ``forward((N, C, H, W))`` gives what the network gives (its logits) and a list with the logits of each tower.
-    `network` is the bare network, unchanged; `names` are the towers' names in readings, `cells` the numbers of the
-    cells that carry one (empty where towers were attached by module name), `share` the towers' FLOPs as a share
-    of the bare network's.
+    ``forward((N, C, H, W))`` returns the output of the network (its logits) and a list with the logits of each tower.
+    Towers that are attached without an example are built at the first forward. Until then their parameters are lazy;
+    an optimizer may already hold them.
 
-    Towers that are attached without an example are built at the first forward. Until then their parameters are
-    lazy ones, which an optimizer may already hold.
+    Attributes:
+        network: The bare network, unchanged.
+        names: Names of the towers in the recorded metrics.
+        cells: Numbers of the cells with a tower; empty if the towers were attached by module name.
+        share: FLOPs of the towers divided by those of the bare network.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from nas.export import Exported
 
 app = typer.Typer(
-    help="Search Inception-style networks by short proxy trainings with auxiliary towers.",
+    help="Find an Inception-style network for your images: search, retrain, export.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -95,7 +95,7 @@ def run(
     set_: Set = None,
     verbose: Verbose = False,
 ) -> None:
-    """Search, retrain the winner, export it. The same command again goes on where it was stopped."""
+    """Search, retrain the winner and export it. After an interruption, the same command continues."""
     from nas.experiment import Experiment
 
     keys = keys_of(name, space, data, data_dir, trials, time, seed, workers, calibrate, results)
@@ -124,7 +124,7 @@ def search(
     set_: Set = None,
     verbose: Verbose = False,
 ) -> None:
-    """Measure candidates, and nothing more. The same command again goes on where it was stopped."""
+    """Search only: measure candidates. After an interruption, the same command continues."""
     from nas.experiment import Experiment
 
     keys = keys_of(name, space, data, data_dir, trials, time, seed, workers, calibrate, results)
@@ -137,18 +137,20 @@ def search(
 @app.command()
 def leaderboard(
     experiment: Name = None,
-    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
-    sort: Annotated[str | None, typer.Option(help="A column to sort by; unset: the search's first objective.")] = None,
-    pareto: Annotated[bool, typer.Option(help="Only the Pareto front of the objectives (of score and FLOPs).")] = False,
+    format: Annotated[Format, typer.Option(help="Output format.")] = Format.table,
+    sort: Annotated[
+        str | None, typer.Option(help="Column to sort by; unset: the first objective of the search.")
+    ] = None,
+    pareto: Annotated[bool, typer.Option(help="Show only the Pareto front.")] = False,
     top: Annotated[
         int | None,
-        typer.Option(min=1, help=f"So many rows, and the references; unset: {SHOWN} of a table, else all."),
+        typer.Option(min=1, help=f"Number of candidates to show; unset: {SHOWN} in a table, all in other formats."),
     ] = None,
     results: Results = Path("results"),
 ) -> None:
-    """Every measured candidate, best first, and the references.
+    """Show every measured candidate, best first, and the references.
 
-    A * is on the Pareto front of the objectives (of score and FLOPs).
+    A * marks the Pareto front: of the objectives, or of score and FLOPs if there is one objective.
     """
     from nas.experiment import Experiment
 
@@ -177,10 +179,11 @@ def leaderboard(
 @app.command()
 def retrain(
     experiment: ToRetrain = None,
-    seeds: Annotated[int | None, typer.Option(help="Trainings of the winner.")] = None,
-    top: Annotated[int, typer.Option(help="Retrain so many of the best, each from all seeds.")] = 1,
+    seeds: Seeds = None,
+    top: Annotated[int, typer.Option(help="Number of best candidates to retrain, each from all seeds.")] = 1,
     init: Annotated[
-        Path | None, typer.Option(help="Weights to start from (.safetensors); other labels get a new last layer.")
+        Path | None,
+        typer.Option(help="Weights to start from (.safetensors). The last layer is new if the labels differ."),
     ] = None,
     data: DataSet = None,
     data_dir: DataDir = None,
@@ -189,7 +192,7 @@ def retrain(
     set_: Set = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train the winner, and the references beside it, on the full recipe; or a system, without a search."""
+    """Train the winner and the references on the full recipe. A system is trained without a search."""
     from nas.experiment import Experiment
 
     opened = Experiment.to_retrain(experiment, results, set_ or (), data, data_dir, name)
@@ -201,19 +204,26 @@ def retrain(
 @app.command()
 def export(
     experiment: Name = None,
-    to: Annotated[Path | None, typer.Option(help="The folder; unset: export/ in the experiment's.")] = None,
-    ensemble: Annotated[
-        int | None, typer.Option(help="Average the probabilities of so many retrained networks, in one model.")
+    to: Annotated[
+        Path | None, typer.Option(help="Output folder; unset: export/ in the folder of the experiment.")
     ] = None,
-    early_exit: Annotated[bool, typer.Option("--early-exit", help="The towers' logits too, to stop early.")] = False,
+    ensemble: Annotated[
+        int | None, typer.Option(help="Number of retrained networks to average into one model.")
+    ] = None,
+    early_exit: Annotated[
+        bool, typer.Option("--early-exit", help="Also export the logits of the towers, for inference that stops early.")
+    ] = False,
     prune: Annotated[
-        float | None, typer.Option(help="Remove this share of the multiply-adds, whole channels, and fine-tune.")
+        float | None,
+        typer.Option(
+            help="Share of the multiply-adds to remove. Whole channels are removed; then the network is fine-tuned."
+        ),
     ] = None,
     results: Results = Path("results"),
     set_: Set = None,
     verbose: Verbose = False,
 ) -> None:
-    """Write the retrained winner as safetensors, torch.export and ONNX, each verified on real test images."""
+    """Write the retrained winner as safetensors, torch.export and ONNX. Each file is verified on test images."""
     from nas.experiment import Experiment
 
     opened = Experiment.open(experiment, results, assignments=set_ or ())
@@ -225,7 +235,7 @@ def export(
 @app.command()
 def show(
     what: Annotated[
-        str, typer.Argument(help="A trial's number, an architecture's key, a JSON file, or a named point.")
+        str, typer.Argument(help="Number of a trial, key of an architecture, JSON file, or named point of the space.")
     ],
     experiment: Name = None,
     space: Space = None,
@@ -236,7 +246,7 @@ def show(
         bool, typer.Option("--traceback", help="Print where the training of this trial failed, too.")
     ] = False,
 ) -> None:
-    """Draw an architecture, with parameters and FLOPs a cell."""
+    """Show an architecture, with the parameters and FLOPs of each cell."""
     from nas.experiment import Experiment
 
     chosen = {"space.name": space, "data.name": data, "data.dir": data_dir and str(data_dir), "results": str(results)}
@@ -254,7 +264,7 @@ def show(
 
 @space_app.command("list")
 def list_spaces() -> None:
-    """The search spaces that are found by name."""
+    """List the search spaces."""
     import search_spaces
 
     for name, description in search_spaces.available().items():
@@ -274,7 +284,7 @@ def list_spaces() -> None:
 
 @system_app.command("list")
 def list_systems() -> None:
-    """The published systems that `nas run` takes in place of a config file."""
+    """List the published systems that `nas run` accepts instead of a config file."""
     from search_spaces import systems
 
     for name, description in systems.available().items():
@@ -283,7 +293,7 @@ def list_systems() -> None:
 
 @data_app.command("list")
 def list_data() -> None:
-    """The data sets that are found by name."""
+    """List the known data sets."""
     from nas.data import known
 
     for name, description in known().items():
@@ -293,7 +303,7 @@ def list_data() -> None:
 
 @app.command()
 def config(file: ConfigFile = None, set_: Set = None) -> None:
-    """Print the resolved config, every key explained: a file to start from."""
+    """Print the whole config with an explanation of every key. Save it as a file to start from."""
     import search_spaces
 
     resolved = configuration.read(file, set_ or ())

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
     from nas.calibration import Recommendation, Report
 
-app = typer.Typer(help="How well short trainings rank architectures against full training.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure how well proxies rank architectures, compared with full training.", no_args_is_help=True
+)
 
 SHOWN = 4
 """So many of the best signals of a rung are printed, and the chosen one; the files hold all."""
@@ -41,21 +43,29 @@ SHOWN = 4
 
 @app.callback()
 def calibrate() -> None:
-    """How well short trainings rank architectures against full training."""
+    """Measure how well proxies rank architectures, compared with full training."""
 
 
 @app.command()
 def collect(
     config: ConfigFile = None,
-    architectures: Annotated[int, typer.Option(help="How many architectures.")] = 32,
-    epochs: Annotated[list[int] | None, typer.Option(help="Epochs of a proxy; may be given again.")] = None,
-    full_epochs: Annotated[int | None, typer.Option(help="Epochs of full training; unset: retraining's.")] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds of each proxy.")] = 2,
-    full_seeds: Annotated[int, typer.Option(help="Seeds of full training.")] = 2,
-    train: Annotated[int | None, typer.Option(help="Images to train on; unset: two fifths.")] = None,
-    validation: Annotated[int | None, typer.Option(help="Images that score proxies; unset: a fifth.")] = None,
-    spread: Annotated[bool, typer.Option("--spread", help="Spread over what the experiment has measured.")] = False,
-    to: Annotated[Path | None, typer.Option(help="A folder; unset: calibration/ in the experiment's.")] = None,
+    architectures: Annotated[int, typer.Option(help="Number of architectures.")] = 32,
+    epochs: Annotated[list[int] | None, typer.Option(help="Epochs of a proxy. Can be repeated.")] = None,
+    full_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of full training; unset: as many as in retraining.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds of each proxy.")] = 2,
+    full_seeds: Annotated[int, typer.Option(help="Number of seeds of full training.")] = 2,
+    train: Annotated[int | None, typer.Option(help="Number of training images; unset: two fifths of all.")] = None,
+    validation: Annotated[
+        int | None, typer.Option(help="Number of images on which proxies are scored; unset: a fifth of all.")
+    ] = None,
+    spread: Annotated[
+        bool, typer.Option("--spread", help="Choose architectures across the scores that the experiment has measured.")
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option(help="Output folder; unset: calibration/ in the folder of the experiment.")
+    ] = None,
     name: NewName = None,
     space: Space = None,
     data: DataSet = None,
@@ -66,11 +76,11 @@ def collect(
     set_: Set = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train architectures fully and by proxies: a truth table. The same command again goes on where it was stopped.
+    """Collect a truth table: train architectures with proxies and with full training.
 
-    Proxies follow the config's proxy section, with its towers and without any at equal cost; full trainings follow
-    its retrain section. Truth is read from images that neither training nor a proxy's score has seen; the test split
-    is not touched.
+    The proxies follow the section [proxy], once with towers and once without towers at equal cost. Full training
+    follows the section [retrain]. The ground truth is the accuracy on images that neither a training nor a proxy
+    score uses. The test split stays unused. After an interruption, the same command continues.
     """
     from nas.calibration.table import MINIMUM
     from nas.experiment import Experiment
@@ -97,17 +107,22 @@ def collect(
 @app.command()
 def report(
     table: Annotated[Path, typer.Argument(help="A truth table, .parquet or .csv.", show_default=False)],
-    to: Annotated[Path | None, typer.Option(help="A folder for the tables as CSV and the plots as SVG.")] = None,
-    signal: Annotated[str, typer.Option(help="The signal by which towers are compared with none.")] = "val_loss",
-    tau: Annotated[float | None, typer.Option(help="Recommend the cheapest proxy that reaches this tau.")] = None,
-    of_ceiling: Annotated[
-        float | None, typer.Option(help="Recommend the cheapest proxy that reaches this share of the ceiling.")
+    to: Annotated[Path | None, typer.Option(help="Output folder for the tables (CSV) and the plots (SVG).")] = None,
+    signal: Annotated[
+        str, typer.Option(help="Signal by which proxies with and without towers are compared.")
+    ] = "val_loss",
+    tau: Annotated[
+        float | None,
+        typer.Option(help="Recommend the cheapest proxy that reaches this rank correlation (Kendall's tau)."),
     ] = None,
-    resamples: Annotated[int, typer.Option(help="Resamples of the bootstrap.")] = 1000,
+    of_ceiling: Annotated[
+        float | None, typer.Option(help="Recommend the cheapest proxy that reaches this share of the noise ceiling.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Number of bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print all tables as JSON.")] = False,
 ) -> None:
-    """Tau of every signal at every rung, with intervals, beside the ceiling and what costs nothing."""
+    """Report the rank correlation of every signal at every rung, with intervals and the noise ceiling."""
     from nas import calibration
     from nas.store import check_place
 

@@ -22,33 +22,42 @@ complaints = Console(stderr=True, soft_wrap=True)
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Argument(help="A TOML file (see `nas config`), or a system (`nas system list`).", show_default=False),
+    typer.Argument(
+        help="A TOML file (see `nas config`), or the name of a system (`nas system list`).", show_default=False
+    ),
 ]
-Name = Annotated[str | None, typer.Argument(help="The experiment; none named: the latest.", show_default=False)]
+Name = Annotated[str | None, typer.Argument(help="Name of the experiment; unset: the latest one.", show_default=False)]
 ToRetrain = Annotated[
-    str | None, typer.Argument(help="The experiment (none named: the latest), a file or a system.", show_default=False)
+    str | None,
+    typer.Argument(help="An experiment, a TOML file or a system; unset: the latest experiment.", show_default=False),
 ]
-Results = Annotated[Path, typer.Option(help="Folder of the experiments.")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any key of the file: section.key=value.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line a candidate, also where this is no terminal.")]
+Results = Annotated[Path, typer.Option(help="Folder that holds the experiments.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="Set any key of the config: section.key=value. Can be repeated.")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print one line per candidate, even if the output is not a terminal.")
+]
 
 NewName = Annotated[str | None, typer.Option("--name", help="Name of the experiment.")]
-Space = Annotated[str | None, typer.Option(help="A space by name, or file.py:Name.")]
-DataSet = Annotated[str | None, typer.Option("--data", help="A known set, a .npz file or an image folder.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where known data sets lie.")]
-Trials = Annotated[int | None, typer.Option(help="Candidates to measure.")]
+Space = Annotated[str | None, typer.Option(help="Name of a search space, or file.py:Name.")]
+DataSet = Annotated[str | None, typer.Option("--data", help="A known data set, a .npz file or an image folder.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder that holds the known data sets.")]
+Trials = Annotated[int | None, typer.Option(help="Number of candidates to measure.")]
 Time = Annotated[str | None, typer.Option(help="Time budget, such as 30m.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything but the split.")]
-Workers = Annotated[int | None, typer.Option(help="Long-lived workers.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything except the split.")]
+Workers = Annotated[int | None, typer.Option(help="Number of workers.")]
 Calibrate = Annotated[
-    int | None, typer.Option(help="Candidates that are also trained fully, to see how far the ranking can be trusted.")
+    int | None, typer.Option(help="Number of candidates that also get a full training, to measure the ranking.")
 ]
-Seeds = Annotated[int | None, typer.Option(help="Trainings of the winner, each from its own seed.")]
+Seeds = Annotated[int | None, typer.Option(help="Number of seeds from which the winner is trained.")]
 References = Annotated[
     bool | None,
-    typer.Option("--references/--no-references", help="Train textbook and random networks beside the winner."),
+    typer.Option(
+        "--references/--no-references", help="Also train textbook networks and random networks, for comparison."
+    ),
 ]
-NewResults = Annotated[Path | None, typer.Option("--results", help="Folder of the experiments.")]
+NewResults = Annotated[Path | None, typer.Option("--results", help="Folder that holds the experiments.")]
 
 
 def keys_of(

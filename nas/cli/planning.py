@@ -44,7 +44,7 @@ def plan(
     set_: Set = None,
     verbose: Verbose = False,
 ) -> None:
-    """Predict what `nas run` with the same options takes, from a few candidates trained for seconds; writes nothing."""
+    """Predict how long `nas run` takes with these options: train a few candidates for seconds, write nothing."""
     from nas.experiment import Experiment
 
     keys = keys_of(None, space, data, data_dir, trials, time, seed, workers, calibrate, None)

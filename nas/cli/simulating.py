@@ -24,25 +24,30 @@ def simulate(
     table: Annotated[
         Path,
         typer.Option(
-            help="CSV or Parquet: architecture, params, epochs, cost (in full trainings), score (higher is better); "
-            "other numbers are offered to the ranker, text is ignored; where there is a column truth, what is found is "
-            "judged by it. Or a truth table."
+            help="A truth table, or CSV or Parquet with the columns architecture, params, epochs, cost (in full "
+            "trainings) and score (higher is better). The surrogate may use all other numeric columns. A column truth, "
+            "if present, decides how good the chosen network is."
         ),
     ],
-    budget: Annotated[float, typer.Option(help="Full trainings; every training counts.")] = 6.0,
-    repeats: Annotated[int, typer.Option(min=1, help="How often, each on a random half of the table.")] = 1000,
+    budget: Annotated[float, typer.Option(help="Budget, in full trainings.")] = 6.0,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Number of repeats. Each uses a random half of the table.")
+    ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random halves and of the policies.")] = 0,
-    min_params: Annotated[float | None, typer.Option(help="Leave out smaller architectures.")] = None,
-    max_params: Annotated[float | None, typer.Option(help="Leave out bigger architectures.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Simulated workers.")] = 1,
+    min_params: Annotated[float | None, typer.Option(help="Leave out architectures with fewer parameters.")] = None,
+    max_params: Annotated[float | None, typer.Option(help="Leave out architectures with more parameters.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of simulated workers.")] = 1,
     towers: Annotated[
-        str | None, typer.Option(help="Of a truth table: the proxies' towers, such as 'middle 1' or none.")
+        str | None, typer.Option(help="For a truth table: the towers of the proxies, such as 'middle 1' or none.")
     ] = None,
-    rungs: Annotated[int | None, typer.Option(min=1, help="Rungs of the ladder. [default: ladder.rungs]")] = None,
-    factor: Annotated[int | None, typer.Option(min=2, help="Between rungs. [default: ladder.factor]")] = None,
+    rungs: Annotated[int | None, typer.Option(min=1, help="Number of rungs. [default: ladder.rungs]")] = None,
+    factor: Annotated[
+        int | None,
+        typer.Option(min=2, help="Epochs of a rung divided by those of the rung below. [default: ladder.factor]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """Replay the ladder and its rivals on a recorded table: how often each finds a top architecture, at what cost."""
+    """Replay the promotion policy and its baselines on a recorded table, without training."""
     from nas import simulate as simulation
     from nas.calibration import replay
     from nas.config import LadderConfig

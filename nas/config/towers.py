@@ -25,36 +25,39 @@ PLACEMENTS = "auto, middle, thirds, two-thirds, stages, every:k, none, or cell n
 
 
 class TowersConfig(Section):
-    """Auxiliary towers, only ever used in training.
+    """Auxiliary towers. They are used in training only.
 
-    The defaults are discussed, with what was measured of the alternatives, in results/reference/auxiliary.
+    results/reference/auxiliary shows measurements of these defaults and of the alternatives.
     """
 
     placement: (
         Annotated[str, Field(pattern=r"^(auto|middle|thirds|two-thirds|stages|every:[1-9]\d*|none)$")]
         | tuple[CellNumber, ...]
-    ) = Field("auto", description=f"Where: {PLACEMENTS}.")
+    ) = Field("auto", description=f"Cells that get a tower: {PLACEMENTS}.")
     kind: Literal["light", "linear", "googlenet", "darts", "fcn"] = Field(
-        "light", description="Which tower: light, linear, googlenet, darts; fcn for dense prediction."
+        "light", description="Kind of tower: light, linear, googlenet or darts; fcn for dense prediction."
     )
     share: Fraction = Field(
-        0.1, description="Light and linear towers shrink to this share of the bare network's FLOPs, all together."
+        0.1, description="Largest share of the bare network's FLOPs for all light and linear towers together."
     )
-    weight: Weight | tuple[Weight, ...] = Field(0.3, description="Weight of the towers' losses, or of each one's.")
+    weight: Weight | tuple[Weight, ...] = Field(
+        0.3, description="Weight of the loss of every tower, or a list with one weight per tower."
+    )
     schedule: Annotated[str, Field(pattern=r"^(constant|linear|cosine|off:(0?\.\d+|1|1\.0))$")] = Field(
         "constant",
-        description="Course of the weights: constant, linear or cosine to 0, or off:f (0 after a fraction f).",
+        description="Weight schedule: constant, linear or cosine (fall to 0), or off:f (0 after a fraction f).",
     )
     reach: Annotated[str, Field(pattern=r"^(full|relay:[1-9]\d*|detached)$")] = Field(
         "full",
-        description="Gradients of a tower reach all earlier layers (full), k cells (relay:k) or none (detached).",
+        description="Gradient scope of a tower: all earlier layers (full), k cells (relay:k) or none (detached).",
     )
     main_reach: Positive | None = Field(
-        None, description="With relay:k, cells below the head that the main loss reaches; unset: all."
+        None, description="With relay:k: number of cells below the head that the main loss reaches; unset: all."
     )
     labels: TowerLabels | tuple[TowerLabels, ...] = Field(
         "own",
-        description="What the towers, or each one, learn: own, coarse (the set's super-classes), or a file of groups.",
+        description="Labels of the towers: own, coarse (super-classes of the data set), or a file of class = group; or "
+        "a list with one per tower.",
     )
 
     @field_validator("placement", "schedule", "reach", "labels", mode="wrap")
