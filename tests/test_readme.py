@@ -119,6 +119,9 @@ def test_the_library_example(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", small], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "1 trial" in done.stdout
     assert done.stdout.rstrip().endswith("export")
+    [example] = [code for code in re.findall(r"```python\n(.*?)```", TEXT, re.S) if "JournalFileBackend(" in code]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"[01] [\d.]+\n", done.stdout)
 
 
 def test_the_example_of_towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
