@@ -31,7 +31,7 @@ from nas.executor import Executor
 from nas.ladder import Rung
 from nas.lease import owning
 from nas.progress import Budget, Event, Listener, Progress
-from nas.proxy import Job, Setting, SpaceSpec, stand_in, stand_ins_share
+from nas.proxy import Job, Setup, SpaceSpec, variant_of, variant_share
 from nas.space import SearchSpace
 from nas.store import Measurement, Store, existing_store, open_database
 from nas.time_plan import TimePlan, time_plan
@@ -170,7 +170,7 @@ class Driver:
 
     def _give(self, what: str, data: Data, inits: tuple[Weights, ...] = ()) -> None:
         if what != self._workers_have:
-            self.executor.use(Setting(self.spec, data, self.config.search, inits))
+            self.executor.use(Setup(self.spec, data, self.config.search, inits))
             self._workers_have = what
 
 
@@ -207,7 +207,7 @@ def driving(
             data = data.holding_truth()
         check_usable(config, space, data)
         on_gpu = pool.on_gpu if workers else _began_on_gpu(config, pool.on_gpu)
-        plan = _time_plan(config, existing, pool.slots)
+        plan = _time_plan(config, existing, pool.workers)
         resizing = () if plan is None else usable_resizing(config, space, data)
         cpu_precision: precision.Precision | None = None if existing is None else existing.fact("cpu_precision")
         if cpu_precision is None and not on_gpu:
@@ -298,11 +298,11 @@ def _time_plan(config: Config, existing: Store | None, workers: int) -> TimePlan
 def rungs_of(
     config: Config, space: SearchSpace, data: Data, most: int | None = None, plan: TimePlan | None = None
 ) -> tuple[Rung, ...]:
-    """The ladder's rungs (see `nas.ladder.rungs`), with what stand-ins cost in this space, or those of a time plan."""
+    """The rungs of the ladder (see `nas.ladder.rungs`) or of a time plan."""
     if plan is not None:
         return ladder.timed_rungs(config, len(data.train), plan.rung_seconds())
     lowest = ladder.proxy_rung(config, len(data.train))
-    share = stand_ins_share(space, lowest, data.input_shape, len(data.classes), config.seed)
+    share = variant_share(space, lowest, data.input_shape, len(data.classes), config.seed)
     return ladder.rungs(config, len(data.train), most, share)
 
 
@@ -379,7 +379,7 @@ def check_usable(config: Config, space: SearchSpace, data: Data) -> None:
     for attempt in range(1, TRIED + 1):
         try:
             architecture = space.random(config.seed + attempt)
-            itself, small = (architecture, data.input_shape), stand_in(space, architecture, rung, data.input_shape)
+            itself, small = (architecture, data.input_shape), variant_of(space, architecture, rung, data.input_shape)
             for one, shape in dict.fromkeys([itself, small]):
                 network = space.build(one, shape, len(data.classes))
                 if (logits := complexity.logits_shape(network, shape)) is not None:

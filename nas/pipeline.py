@@ -64,7 +64,7 @@ def search(driver: Driver, share: float | None = None) -> Progress:
     prices, slowest = speed.measured(driver, within_run=share is not None)
     choose_augmentation(driver, prices, slowest)
     trials = DEFAULT_TRIALS if wanted.trials is None and wanted.time is None else wanted.trials
-    driver.say(f"Searching {_count(driver.space.size())} architectures on {counted(driver.executor.slots, 'worker')}")
+    driver.say(f"Searching {_count(driver.space.size())} architectures on {counted(driver.executor.workers, 'worker')}")
     if driver.plan is not None:
         driver.say(speed.in_words(driver.plan, slowest))
     elif driver.config.ladder.rungs > 1 and len(driver.rungs) == 1:
@@ -75,7 +75,7 @@ def search(driver: Driver, share: float | None = None) -> Progress:
         )
     if driver.budget.left_to_search(1.0 if share is None else share) == 0:
         driver.say(f"The search has used its part of search.time ({wanted.time:g} s); raise search.time to continue")
-    if driver.proxy.stands_in:
+    if driver.proxy.is_variant:
         driver.say("The lowest rung trains low-fidelity variants of the candidates (proxy.shrink, proxy.width)")
     candidates, experiment = driver.candidates(prices, slowest), driver.config.experiment
     journal = Journal(driver.config.folder, experiment, wanted.objectives, candidates.constraints)
@@ -88,7 +88,7 @@ def search(driver: Driver, share: float | None = None) -> Progress:
         driver.budget,
         driver.listen,
         driver.check,
-        None if driver.plan is None else driver.plan.final * driver.executor.slots,
+        None if driver.plan is None else driver.plan.final * driver.executor.workers,
         journal,
     )
     whole = 1.0 if share is None else share
@@ -162,7 +162,7 @@ def calibrate(driver: Driver, share: float = 1.0) -> None:
     if left is not None:
         lowest = {e.measurement.key: e.measurement for e in records.all() if e.measurement.rung == driver.proxy.key}
         trainings, an_epoch = [lowest[one.key] for one in chosen], min(config.retrain.images or count, count)
-        fit = retraining.affordable_epochs(left, trainings, an_epoch, driver.executor.slots)
+        fit = retraining.affordable_epochs(left, trainings, an_epoch, driver.executor.workers)
         rung = driver.full_rung(_decided_epochs(driver, full, fit, driver.rungs[-1].epochs))
     driver.say(f"Calibrating: training {len(chosen)} candidates across the board for {counted(rung.epochs, 'epoch')}")
     seed = CALIBRATION_SEEDS + config.seed

@@ -26,7 +26,7 @@ from nas.errors import JobError
 from nas.ladder import Rung
 from nas.pace import UNSURE
 from nas.progress import Event, Listener, Progress
-from nas.proxy import SCORED_AT_ONCE, Job, stand_in
+from nas.proxy import SCORED_AT_ONCE, Job, variant_of
 from nas.scheduler import POLICY
 from nas.space import Architecture, Shape
 from nas.store import Measurement
@@ -105,7 +105,7 @@ class Probes:
         trained, scored = [], []
         for one in self.measured:
             architecture = space.architecture_type.from_json(one.architecture)
-            network, shape = stand_in(space, architecture, rung, data.input_shape)
+            network, shape = variant_of(space, architecture, rung, data.input_shape)
             work = work_of(space, network, shape, len(data.classes))
             step = one.cost["seconds"] / one.cost["steps"]
             trained.append(Sample(scaled(work, _area(rung)), batch, step))
@@ -131,13 +131,13 @@ class Forecast:
         """All of it."""
         wanted, start = self.driver.config.search, self.probes.started + self._pilot()
         count, promoted, search = self._search()
-        calibration = _makespan([fmean(map(self._fully, self.drawn))] * wanted.calibrate, self.driver.executor.slots)
+        calibration = _makespan([fmean(map(self._fully, self.drawn))] * wanted.calibrate, self.driver.executor.workers)
         if wanted.time is not None:
             calibration = min(calibration, (1 - pipeline.SEARCHED) * self._share * wanted.time)
         references = self._references
         steps, each, retraining = self._retraining(references, start + search + calibration)
         return Plan(
-            workers=self.driver.executor.slots,
+            workers=self.driver.executor.workers,
             candidates=count,
             promotions=promoted,
             calibrated=wanted.calibrate,
@@ -179,11 +179,11 @@ class Forecast:
         known = driver.config.data.name in SETS or driver.data.task != "classification"
         if driver.plan is None or decided or known:
             return 0.0
-        return _makespan([self._mean(driver.proxy)] * len(pipeline.AUGMENTATIONS), driver.executor.slots)
+        return _makespan([self._mean(driver.proxy)] * len(pipeline.AUGMENTATIONS), driver.executor.workers)
 
     def _search(self) -> tuple[int, int, float]:
         """Candidates, those of them that are promoted to the highest rung, and seconds of it all."""
-        wanted, slots, rungs = self.driver.config.search, self.driver.executor.slots, self.driver.rungs
+        wanted, workers, rungs = self.driver.config.search, self.driver.executor.workers, self.driver.rungs
         if wanted.time is None:
             trials = wanted.trials or pipeline.DEFAULT_TRIALS
             return trials, *self._of(trials)
@@ -196,21 +196,21 @@ class Forecast:
             return trials, *self._of(trials)
         each = [self._mean(rung) for rung in rungs]
         share = POLICY.share([rung.effort for rung in rungs])
-        promoted = slots * ladder.last_rounds(seconds, UNSURE * each[-1], share) if len(each) > 1 else 0
-        rest = (slots * seconds - promoted * each[-1]) / max(1, len(each) - 1)  # each rung below has as much
+        promoted = workers * ladder.last_rounds(seconds, UNSURE * each[-1], share) if len(each) > 1 else 0
+        rest = (workers * seconds - promoted * each[-1]) / max(1, len(each) - 1)  # each rung below has as much
         return max(1, int(rest / each[0])), promoted, seconds
 
     def _in_time(self, seconds: float) -> tuple[int, int, float]:
         """The same at rungs of seconds, each of which has as much of the time as the others."""
-        rungs, slots = self.driver.rungs, self.driver.executor.slots
+        rungs, workers = self.driver.rungs, self.driver.executor.workers
         each = [self._mean(rung) for rung in rungs]
         a_candidate = sum(one * rungs[0].effort / rung.effort for one, rung in zip(each, rungs, strict=True))
-        fit = max(1, int(slots * seconds / a_candidate))
+        fit = max(1, int(workers * seconds / a_candidate))
         count = min(fit, self.driver.config.search.trials or fit)
-        left = max(0.0, slots * seconds - count * each[0])
+        left = max(0.0, workers * seconds - count * each[0])
         promoted = min(count, int(left / each[-1])) if len(each) > 1 else 0
         trained = [each[0]] * count + [each[-1]] * promoted
-        return count, promoted, seconds if count == fit else min(seconds, _makespan(trained, slots))
+        return count, promoted, seconds if count == fit else min(seconds, _makespan(trained, workers))
 
     def _of(self, trials: int) -> tuple[int, float]:
         """Of so many candidates - the named ones, then random ones - how many are promoted, and seconds of it all."""
@@ -223,7 +223,7 @@ class Forecast:
         for rung in rungs[1:used]:
             count = promoted if rung is rungs[used - 1] else round(trials * rungs[0].effort / rung.effort)
             seconds += [self._mean(rung)] * count
-        return promoted, _makespan(seconds, self.driver.executor.slots)
+        return promoted, _makespan(seconds, self.driver.executor.workers)
 
     def _retraining(self, references: Sequence[Architecture], before: float) -> tuple[int, float, float]:
         """Steps and seconds of a training of the winner, and seconds of all trainings.
@@ -266,7 +266,7 @@ class Forecast:
 
     def _seconds(self, architecture: Architecture, rung: Rung, images: int, scored: int) -> float:
         """Seconds of one worker for a training on so many images, and for scoring so many."""
-        network, shape = stand_in(self.driver.space, architecture, rung, self.driver.data.input_shape)
+        network, shape = variant_of(self.driver.space, architecture, rung, self.driver.data.input_shape)
         work = self._work(network, shape)
         batch = training.steps_of(rung.recipe, images)[1]
         trained = rung.seconds
@@ -314,7 +314,7 @@ def _is_within(candidates: Candidates, architecture: Architecture) -> bool:
 def _probe(driver: Driver, drawn: Sequence[Architecture], began: float) -> Probes:
     """Train some on all workers for a few steps. The first on each worker warm it up and are not counted."""
     executor, rung = driver.executor, replace(driver.proxy, name="probe")
-    count = executor.slots + max(4, PROBES * executor.slots)
+    count = executor.workers + max(4, PROBES * executor.workers)
     chosen = itertools.islice(itertools.cycle(drawn), count)
     waiting = [Job.of(architecture, rung, seed, steps=STEPS) for seed, architecture in enumerate(chosen)]
     submitted: dict[Job, float] = {}
@@ -332,7 +332,7 @@ def _probe(driver: Driver, drawn: Sequence[Architecture], began: float) -> Probe
             measured.append((measurement, now - submitted[outcome.job] - spent))
             progress = Progress("plan", done=len(measured), running=executor.running, total=count)
             driver.listen(Event(progress, f"probe {len(measured)}", measurement))
-    kept = [pair for pair in measured[executor.slots :] if pair[0].status == "done"]
+    kept = [pair for pair in measured[executor.workers :] if pair[0].status == "done"]
     if not kept:
         raise JobError(f"no candidate could be trained: {measured[-1][0].cause}")
     return Probes([measurement for measurement, _ in kept], [overhead for _, overhead in kept], started)
@@ -359,9 +359,9 @@ def _larger(seconds: Sequence[float]) -> float:
     return fmean(sorted(seconds)[len(seconds) // 2 :])
 
 
-def _makespan(seconds: Iterable[float], slots: int) -> float:
+def _makespan(seconds: Iterable[float], workers: int) -> float:
     """Seconds until all are done, each begun on the worker that is free first."""
-    loads = [0.0] * slots
+    loads = [0.0] * workers
     for each in seconds:
         heapq.heapreplace(loads, loads[0] + each)
     return max(loads)

@@ -1,6 +1,6 @@
 """measure((architecture, rung, seed)) -> Measurement: self-contained, and all that crosses to a worker and back.
 
-A worker makes a `Bench` once (space, data on the device) and measures any number of jobs on it. It holds no
+A worker makes a `Evaluator` once (space, data on the device) and measures any number of jobs on it. It holds no
 state that matters: the same job gives the same signals on any worker with the same kind of device and thread count.
 """
 
@@ -34,7 +34,7 @@ SCORED_AT_ONCE = 128
 """Images that are scored at once, at least."""
 
 DRAWN = 8
-"""Random architectures that say what stand-ins cost."""
+"""Random architectures that say what low-fidelity variants cost."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SpaceSpec:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setup:
     """What all jobs of an executor share; put once where workers are."""
 
     space: SpaceSpec
@@ -138,23 +138,23 @@ class Outcome:
     out_of_memory: bool = False
 
 
-def stand_in(space: SearchSpace, architecture: Architecture, rung: Rung, shape: Shape) -> tuple[Architecture, Shape]:
+def variant_of(space: SearchSpace, architecture: Architecture, rung: Rung, shape: Shape) -> tuple[Architecture, Shape]:
     """What is trained at a rung in the architecture's place, and the shape of its input; the two themselves at most.
 
     Raises SpaceError where the space makes no thinner networks.
     """
     channels, height, width = shape
-    thin = architecture if rung.width == 1 else space.thinner(architecture, rung.width)
+    thin = architecture if rung.width == 1 else space.with_width(architecture, rung.width)
     return thin, (channels, height // rung.shrink, width // rung.shrink)
 
 
-def stand_ins_share(space: SearchSpace, rung: Rung, shape: Shape, classes: int, seed: int) -> float:
+def variant_share(space: SearchSpace, rung: Rung, shape: Shape, classes: int, seed: int) -> float:
     """FLOPs of what is trained at a rung, as a share of the candidate's own: the mean over some random ones."""
     shares: list[float] = []
-    for number in range(10 * DRAWN if rung.stands_in else 0):
+    for number in range(10 * DRAWN if rung.is_variant else 0):
         try:
             architecture = space.random(1_000 * seed + number)
-            thin, small = stand_in(space, architecture, rung, shape)
+            thin, small = variant_of(space, architecture, rung, shape)
             trained, own = (
                 complexity.complexity(space, *one, classes).flops for one in ((thin, small), (architecture, shape))
             )
@@ -187,13 +187,13 @@ def tune_process(threads: int) -> Callable[[], None]:
     return put_back
 
 
-class Bench:
+class Evaluator:
     """A worker's place to measure: the space, and the data on the device.
 
     Jobs of `whole` rungs compute with `cores` threads, which nothing else uses meanwhile.
     """
 
-    def __init__(self, setting: Setting, device: torch.device, cores: int = 1) -> None:
+    def __init__(self, setting: Setup, device: torch.device, cores: int = 1) -> None:
         self.space = setting.space.load()
         self.setting = setting
         self.device = device
@@ -228,13 +228,13 @@ class Bench:
         data, rung = self.setting.data, job.rung
         classes = len(data.classes)
         architecture = self.space.architecture_type.from_json(job.architecture)
-        trained, shape = stand_in(self.space, architecture, rung, data.input_shape)
+        trained, shape = variant_of(self.space, architecture, rung, data.input_shape)
         network = self._built(trained, shape, job.seed)
         limits = self.setting.limits
         needed = complexity.read_by(limits)
         memory = "activation_bytes" in needed
         bare = own = complexity.count(network, shape, memory)
-        if rung.stands_in:
+        if rung.is_variant:
             own = complexity.complexity(self.space, architecture, data.input_shape, classes, memory)
         signals = {"params": float(own.params), "flops": float(own.flops)}
         if own.memory is not None:
@@ -249,7 +249,7 @@ class Bench:
         if rung.free:
             return self._free(job, network, signals)
         if not rung.final and "latency_ms" in needed:
-            itself = self._built(architecture, data.input_shape, job.seed) if rung.stands_in else network
+            itself = self._built(architecture, data.input_shape, job.seed) if rung.is_variant else network
             signals["latency_ms"] = complexity.latency(itself.to(self.device), data.input_shape)
         over = complexity.cause(complexity.violations(limits, signals), signals)
         if over and job.trial is not None:  # limits are for candidates, not for references

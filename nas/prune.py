@@ -1,7 +1,7 @@
 """Whole channels removed from a trained network: what is left is an architecture of its space again, with weights.
 
-Which channels matter is the space's to say (`nas.space.SearchSpace.narrower`); how many go is decided here, by what the
-network then costs. Fine-tuning is a rung like any other, that starts from what is left of the weights.
+The space says which channels matter (`nas.space.SearchSpace.prune_path`). How many go is decided here, by what the
+network then costs. Fine-tuning is a rung like any other; it starts from what is left of the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nas.ladder import Rung
 from nas.space import Architecture, SearchSpace, Shape
 from nas.weights import Weights, pack
 
-CALMER = 1 / 2
+FINE_TUNING_RATE = 1 / 2
 """The highest learning rate of fine-tuning, as a share of full training's, where the config leaves it open."""
 
 
@@ -47,16 +47,16 @@ def smaller(
     def flops(one: Architecture) -> int:
         return complexity.complexity(space, one, input_shape, classes).flops
 
-    ever_narrower = space.narrower(architecture, network, step)
+    path = space.prune_path(architecture, network, step)
     whole = flops(architecture)
     allowed = (1 - share) * whole
-    least = flops(ever_narrower[-1]) if ever_narrower else whole
+    least = flops(path[-1]) if path else whole
     if least > allowed:
         raise InputError(
             f"--prune {share:g} is more than can be removed: the narrowest network, in steps of {step} channels "
             f"(prune.step), has {1 - least / whole:.1%} of the multiply-adds less"
         )
-    return ever_narrower[bisect.bisect_left(ever_narrower, -allowed, key=lambda one: -flops(one))]
+    return path[bisect.bisect_left(path, -allowed, key=lambda one: -flops(one))]
 
 
 def weights_left(
@@ -71,10 +71,12 @@ def weights_left(
     with torch.random.fork_rng(devices=[]):
         built = space.build(to, input_shape, classes)
     try:
-        built.load_state_dict(dict(space.narrowed(architecture, network, to)))
+        built.load_state_dict(dict(space.pruned_weights(architecture, network, to)))
     except RuntimeError as error:  # a mistake in a third-party space
         reason = " ".join(str(error).split())
-        raise JobError(f"narrowed() of {type(space).__name__} gives no weights of the architecture: {reason}") from None
+        raise JobError(
+            f"pruned_weights() of {type(space).__name__} gives no weights of the architecture: {reason}"
+        ) from None
     # Without metadata, which safetensors writes in any order: the bytes name the training that starts from them.
     return Weights(pack(built), f"{architecture.key}, pruned")
 
@@ -87,7 +89,7 @@ def fine_tuning(full: Rung, config: PruneConfig, init: str) -> Rung:
         update={
             "epochs": config.epochs or full.epochs,
             "steps": None if config.epochs else full.recipe.steps,
-            "learning_rate": config.learning_rate or CALMER * highest,
+            "learning_rate": config.learning_rate or FINE_TUNING_RATE * highest,
             "resizing": (),
         }
     )

@@ -60,11 +60,11 @@ def references(candidates: Candidates, seed: int, ranked: Sequence[str] = ()) ->
     return rows
 
 
-def affordable_epochs(seconds: float, proxies: Sequence[Measurement], images: int, slots: int) -> int:
+def affordable_epochs(seconds: float, proxies: Sequence[Measurement], images: int, workers: int) -> int:
     """Epochs of `images` images that one training of each of these candidates can have, side by side, in the time."""
     costs = sorted((m.cost["seconds"] / m.cost["images"] * images for m in proxies), reverse=True)
-    loads = [0.0] * slots
-    for cost in costs:  # the longest first, each to the slot that is free first
+    loads = [0.0] * workers
+    for cost in costs:  # the longest first, each to the worker that is free first
         loads[loads.index(min(loads))] += cost
     return max(1, int(SAFETY * seconds / max(loads)))
 
@@ -104,7 +104,7 @@ def measure(
                 done=sum(m.status == "done" for m in measured),
                 failed=sum(m.status != "done" for m in measured),
                 infeasible=0,
-                running=min(executor.running, executor.retrainings if outcome.job.rung.final else executor.slots),
+                running=min(executor.running, executor.retrainings if outcome.job.rung.final else executor.workers),
                 best=None,
                 total=len(jobs),
                 seconds_left=budget.left(),

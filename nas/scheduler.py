@@ -89,7 +89,7 @@ class Scheduler:
             height = self._height(one)
             done_below = one.rung == self._rungs[0].key or self._state.lowest[one.key].status == "done"
             if height < count and done_below:
-                self._ladder.recall(one.key, height, *self._outcome(one), cost=_waived(one))
+                self._ladder.replay(one.key, height, *self._outcome(one), cost=_waived(one))
 
     def _higher(self) -> list[Measurement]:
         """Measurements of candidates at higher rungs, those at lower ones first."""
@@ -113,7 +113,7 @@ class Scheduler:
     @property
     def wants_candidate(self) -> bool:
         """Whether a new candidate comes before a promotion."""
-        return self._ladder.wants_newcomer
+        return self._ladder.wants_candidate
 
     def next_promotion(self) -> tuple[Proposal, Rung] | None:
         """The candidate to train at a higher rung now; None: there is none, or no time for it."""
@@ -166,7 +166,7 @@ class Scheduler:
 
     def predict(self, draws: Sequence[Draw]) -> NDArray[np.float64]:
         """The predicted full score of each; higher is better."""
-        return self._ladder.judge(np.stack([self._known(one.sizes, one.parameters) for one in draws]))
+        return self._ladder.predict(np.stack([self._known(one.sizes, one.parameters) for one in draws]))
 
     def choose(self) -> tuple[str, float, float] | None:
         """The measured candidate of the best predicted full score: (key, mean, deviation); higher is better.
@@ -176,7 +176,7 @@ class Scheduler:
         done = [one.key for one in self._state.measured if one.status == "done"]
         if self._full is None or not done:
             return None
-        means, deviations = self._ladder.outlook()
+        means, deviations = self._ladder.predicted_scores()
         places = {key: place for place, key in enumerate(self._ladder.keys)}
         best = max(done, key=lambda key: (means[places[key]], key))
         return best, float(means[places[best]]), float(deviations[places[best]])

@@ -56,7 +56,7 @@ class Search:
         self._journal = journal
         objective = candidates.limits.objectives[0]
         self.state = SearchState.replay([rung.key for rung in rungs], seed, objective, store.events())
-        self._scheduler = Scheduler(self.state, candidates.space, rungs, budget, executor.slots, full)
+        self._scheduler = Scheduler(self.state, candidates.space, rungs, budget, executor.workers, full)
         self._proposer = Proposer(candidates, candidates.limits.sampler, seed)
         self._running: dict[str, Proposal] = {}  # at the lowest rung, by key
         self._promoting = 0

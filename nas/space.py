@@ -168,7 +168,7 @@ class SearchSpace(ABC):
         """One line per cell, in order of depth, for ``nas show``."""
         return ()
 
-    def narrower(self, architecture: Any, network: nn.Module, step: int) -> Sequence[Architecture]:
+    def prune_path(self, architecture: Any, network: nn.Module, step: int) -> Sequence[Architecture]:
         """The prune path: a sequence of architectures with fewer and fewer channels. Optional, for pruning.
 
         Args:
@@ -179,9 +179,9 @@ class SearchSpace(ABC):
         Raises:
             SpaceError: The space does not support pruning.
         """
-        raise SpaceError(f"networks of this space cannot be pruned: {type(self).__name__} has no narrower()")
+        raise SpaceError(f"networks of this space cannot be pruned: {type(self).__name__} has no prune_path()")
 
-    def narrowed(self, architecture: Any, network: nn.Module, smaller: Any) -> Mapping[str, Tensor]:
+    def pruned_weights(self, architecture: Any, network: nn.Module, smaller: Any) -> Mapping[str, Tensor]:
         """The pruned weights: a state dict with the most important channels of each layer. Optional, for pruning.
 
         Args:
@@ -192,9 +192,9 @@ class SearchSpace(ABC):
         Raises:
             SpaceError: The space does not support pruning.
         """
-        raise SpaceError(f"networks of this space cannot be pruned: {type(self).__name__} has no narrowed()")
+        raise SpaceError(f"networks of this space cannot be pruned: {type(self).__name__} has no pruned_weights()")
 
-    def thinner(self, architecture: Any, width: float) -> Architecture:
+    def with_width(self, architecture: Any, width: float) -> Architecture:
         """A low-fidelity variant for short trainings. Optional, for ``proxy.width``.
 
         Args:

@@ -63,7 +63,7 @@ def measured(driver: Driver, within_run: bool) -> tuple[Prices | None, float | N
     prices = Prices(worker, whole, known["batch"], known["area"])
     limit = float(records.fact("slowest_step", 0.0))
     if seconds is not None:
-        plan = driver.plan or time_plan(seconds, driver.executor.slots, driver.config.search.share)
+        plan = driver.plan or time_plan(seconds, driver.executor.workers, driver.config.search.share)
         limit = max(limit, plan.slowest_step(driver.steps_an_epoch), known["fastest"])
         records.set_fact("slowest_step", limit)
     return prices, limit or None

@@ -26,7 +26,7 @@ from nas.executor import Executor, start
 from nas.ladder import Rung
 from nas.lease import owning
 from nas.progress import Budget, Listener, counted
-from nas.proxy import Job, Setting, SpaceSpec
+from nas.proxy import Job, Setup, SpaceSpec
 from nas.space import Architecture, SearchSpace
 from nas.store import Measurement, Store, check_place, existing_store, open_database
 
@@ -197,9 +197,9 @@ def arms(
     """The usual arms: untrained; each setting of towers, and none at the cost of the first, at so many epochs; full.
 
     Each setting has a recipe, proxies without towers `bare`, full trainings, without towers, `full`; its epochs are
-    full training's. Proxies train stand-ins of this `shrink` and `width`. Averaged weights are read on full training's
-    way: in a schedule that ends they rank no better than the weights themselves, and reading them costs a second
-    scoring.
+    full training's. Proxies train low-fidelity variants of this `shrink` and `width`. Averaged weights are read during
+    full training: in a schedule that ends they rank no better than the weights themselves, and reading them costs a
+    second scoring.
     """
     proxy_seeds = tuple(range(PROXY_SEEDS, PROXY_SEEDS + seeds))
     small = "".join([f", shrink {shrink}" * (shrink != 1), f", width {width:g}" * (width != 1)])
@@ -248,7 +248,7 @@ def collect(
     plan: Plan, executor: Executor, records: Store, listen: Listener, check: Callable[[], None] = lambda: None
 ) -> list[Measurement]:
     """Measure everything that is not measured yet; returns all measurements. `check` may raise before each."""
-    executor.use(Setting(plan.space, plan.data, SearchConfig()))
+    executor.use(Setup(plan.space, plan.data, SearchConfig()))
     budget = Budget(records, None)
     return retrain.measure(plan.jobs(), executor, records, budget, listen, "calibrate", check=check)
 

@@ -101,14 +101,14 @@ class GoogLeNetSpace(SearchSpace):
         """The branches of each cell."""
         return InceptionSpace(SETTINGS).describe(architecture)
 
-    def narrower(self, architecture: Any, network: Any, step: int) -> Sequence[InceptionArchitecture]:
-        return InceptionSpace(SETTINGS).narrower(architecture, network, step)
+    def prune_path(self, architecture: Any, network: Any, step: int) -> Sequence[InceptionArchitecture]:
+        return InceptionSpace(SETTINGS).prune_path(architecture, network, step)
 
-    def thinner(self, architecture: InceptionArchitecture, width: float) -> InceptionArchitecture:
-        return InceptionSpace(SETTINGS).thinner(architecture, width)
+    def with_width(self, architecture: InceptionArchitecture, width: float) -> InceptionArchitecture:
+        return InceptionSpace(SETTINGS).with_width(architecture, width)
 
-    def narrowed(self, architecture: Any, network: Any, smaller: Any) -> Mapping[str, Tensor]:
-        return InceptionSpace(SETTINGS).narrowed(architecture, network, smaller)
+    def pruned_weights(self, architecture: Any, network: Any, smaller: Any) -> Mapping[str, Tensor]:
+        return InceptionSpace(SETTINGS).pruned_weights(architecture, network, smaller)
 
 
 def scaled(architecture: InceptionArchitecture, width: float = 1.0, depth: float = 1.0) -> InceptionArchitecture:

@@ -323,17 +323,17 @@ class InceptionSpace(SearchSpace):
         """The branches of each cell, such as ``1x1:32  3x3:24>32  5x5:8>16  max:16``."""
         return [_described(cell) for stage in architecture.stages for cell in stage]
 
-    def narrower(self, architecture: Any, network: Any, step: int) -> Sequence[InceptionArchitecture]:
-        from search_spaces import narrowing
+    def prune_path(self, architecture: Any, network: Any, step: int) -> Sequence[InceptionArchitecture]:
+        from search_spaces import inception_pruning
 
-        return narrowing.narrower(architecture, network, step)
+        return inception_pruning.prune_path(architecture, network, step)
 
-    def narrowed(self, architecture: Any, network: Any, smaller: Any) -> Mapping[str, Tensor]:
-        from search_spaces import narrowing
+    def pruned_weights(self, architecture: Any, network: Any, smaller: Any) -> Mapping[str, Tensor]:
+        from search_spaces import inception_pruning
 
-        return narrowing.narrowed(architecture, network, smaller)
+        return inception_pruning.pruned_weights(architecture, network, smaller)
 
-    def thinner(self, architecture: InceptionArchitecture, width: float) -> InceptionArchitecture:
+    def with_width(self, architecture: InceptionArchitecture, width: float) -> InceptionArchitecture:
         """In multiples of 4 channels, and at least 4 where there are as many."""
         branches = ("one", "three_reduce", "three", "five_reduce", "five", "pool")
 

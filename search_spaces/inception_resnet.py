@@ -446,17 +446,17 @@ class InceptionResNetSpace(SearchSpace):
             for place, cell in enumerate(stage.cells)
         ]
 
-    def narrower(self, architecture: Any, network: Any, step: int) -> Sequence[InceptionResNetArchitecture]:
+    def prune_path(self, architecture: Any, network: Any, step: int) -> Sequence[InceptionResNetArchitecture]:
         from search_spaces import inception_resnet_pruning
 
-        return inception_resnet_pruning.narrower(architecture, network, step)
+        return inception_resnet_pruning.prune_path(architecture, network, step)
 
-    def narrowed(self, architecture: Any, network: Any, smaller: Any) -> Mapping[str, Tensor]:
+    def pruned_weights(self, architecture: Any, network: Any, smaller: Any) -> Mapping[str, Tensor]:
         from search_spaces import inception_resnet_pruning
 
-        return inception_resnet_pruning.narrowed(network, smaller)
+        return inception_resnet_pruning.pruned_weights(network, smaller)
 
-    def thinner(self, architecture: InceptionResNetArchitecture, width: float) -> InceptionResNetArchitecture:
+    def with_width(self, architecture: InceptionResNetArchitecture, width: float) -> InceptionResNetArchitecture:
         """In multiples of 4 channels, and at least 4 where there are as many.
 
         Outputs of equal width stay of equal width, so that a shortcut without a projection stays without one.

@@ -99,7 +99,7 @@ class Group:
     widths: tuple[Width, ...]
 
 
-def narrower(
+def prune_path(
     architecture: InceptionResNetArchitecture, network: InceptionResNetNetwork, step: int
 ) -> list[InceptionResNetArchitecture]:
     """Ever narrower architectures, each without the channels that matter least to the one before.
@@ -126,8 +126,8 @@ def narrower(
     return architectures
 
 
-def narrowed(network: InceptionResNetNetwork, smaller: InceptionResNetArchitecture) -> dict[str, Tensor]:
-    """The state dict of `smaller`, one of `narrower`: of each layer of `network`, the most important channels."""
+def pruned_weights(network: InceptionResNetNetwork, smaller: InceptionResNetArchitecture) -> dict[str, Tensor]:
+    """The state dict of `smaller`, one of `prune_path`: of each layer of `network`, the most important channels."""
     widths = _widths(smaller)
     names = {module: name for name, module in network.named_modules()}
     state: dict[str, Tensor] = {}

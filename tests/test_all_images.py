@@ -18,7 +18,7 @@ from nas.driver import FEW_IMAGES, Driver, driving
 from nas.errors import InputError
 from nas.experiment import Experiment
 from nas.ladder import Rung
-from nas.proxy import Bench, Job, Setting, SpaceSpec
+from nas.proxy import Evaluator, Job, Setup, SpaceSpec
 from nas.store import Entry, Store, existing_store
 
 SMALL: dict[str, Any] = {
@@ -196,10 +196,10 @@ def test_false_keeps_the_test_images_out(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ the training
 
 
-def setting(data: Data) -> Setting:
+def setting(data: Data) -> Setup:
     settings = {name.removeprefix("space__"): value for name, value in SMALL.items() if name.startswith("space__")}
     settings.pop("name")
-    return Setting(SpaceSpec.of("inception", settings), data, Config().search)
+    return Setup(SpaceSpec.of("inception", settings), data, Config().search)
 
 
 def test_the_test_images_change_the_weights() -> None:
@@ -210,7 +210,7 @@ def test_the_test_images_change_the_weights() -> None:
     other = replace(data, test=replace(data.test, pixels=255 - data.test.pixels))
     space = setting(data).space.load()
     job = Job.of(space.random(0), rung, 0)
-    first, again, changed = (Bench(setting(one), torch.device("cpu")).measure(job) for one in (data, data, other))
+    first, again, changed = (Evaluator(setting(one), torch.device("cpu")).measure(job) for one in (data, data, other))
     assert first.weights == again.weights
     assert first.weights != changed.weights
     assert first.measurement.status == "done", first.measurement.cause

@@ -27,10 +27,10 @@ from ray.cluster_utils import Cluster
 from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, load
 from nas.errors import ConfigError, JobError
-from nas.executor import ATTEMPTS, Executor, InProcess, OverRay, over_ray, start
+from nas.executor import ATTEMPTS, Executor, InProcess, RayExecutor, ray_executor, start
 from nas.executor.cluster import start_ray
 from nas.ladder import Rung
-from nas.proxy import Job, Outcome, Setting, SpaceSpec
+from nas.proxy import Job, Outcome, Setup, SpaceSpec
 
 RUNG = Rung(
     "proxy",
@@ -71,7 +71,7 @@ class Network(nn.Module):
         self.begun = False
 
     def forward(self, x):
-        if self.training and len(x) > 10 and not self.begun:  # a training, no rehearsal
+        if self.training and len(x) > 10 and not self.begun:  # a training, no dry run
             self.begun = True
             first = not self.notes.exists()
             with self.notes.open("a") as file:
@@ -113,7 +113,7 @@ def cluster() -> Iterator[Executor]:
     try:
         machines.add_node(num_cpus=1)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        with OverRay(ExecutorConfig(address=machines.address, workers=1, device="cpu")) as connected:
+        with RayExecutor(ExecutorConfig(address=machines.address, workers=1, device="cpu")) as connected:
             assert {number: signal.getsignal(number) for number in handlers} == handlers
             yield connected
         assert not ray.is_initialized()  # who starts it ends it
@@ -125,7 +125,7 @@ def cluster() -> Iterator[Executor]:
 def pool(cluster: Executor) -> Iterator[Executor]:
     """Two workers that several tests share, one setting after the other."""
     with start(ExecutorConfig(workers=2, device="cpu")) as executor:
-        assert isinstance(executor, OverRay)
+        assert isinstance(executor, RayExecutor)
         yield executor
     assert ray.is_initialized()  # who finds it running leaves it running
 
@@ -136,19 +136,19 @@ def data() -> Data:
 
 
 @pytest.fixture(scope="module")
-def inception(data: Data) -> Setting:
+def inception(data: Data) -> Setup:
     spec = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})
-    return Setting(spec, data, SearchConfig())
+    return Setup(spec, data, SearchConfig())
 
 
 @pytest.fixture
-def behaving(tmp_path: Path, data: Data) -> Setting:
+def behaving(tmp_path: Path, data: Data) -> Setup:
     """A space of one's own, whose file is gone before any worker asks for it."""
     file = tmp_path / "behaving.py"
     file.write_text(SPACE)
     spec = SpaceSpec.of(f"{file}:Space", {"notes": str(tmp_path)})
     file.unlink()
-    return Setting(spec, data, SearchConfig())
+    return Setup(spec, data, SearchConfig())
 
 
 @pytest.fixture(autouse=True)
@@ -160,13 +160,13 @@ def torch_as_it_was() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-def job(setting: Setting, does: str, width: int = 4, rung: Rung = RUNG) -> Job:
+def job(setting: Setup, does: str, width: int = 4, rung: Rung = RUNG) -> Job:
     architecture_type: Any = setting.space.load().architecture_type
     return Job.of(architecture_type(does=does, width=width), rung, 0)
 
 
 def outcomes(executor: Executor, jobs: list[Job], seconds: float = 90) -> list[Outcome]:
-    """Submit all and wait for all; more may be submitted than there are slots."""
+    """Submit all and wait for all; more may be submitted than there are workers."""
     for one in jobs:
         executor.submit(one)
     found: list[Outcome] = []
@@ -199,7 +199,7 @@ def read(weights: bytes) -> dict[str, torch.Tensor]:
     return safetensors.torch.load(weights)
 
 
-def pids(setting: Setting, behaviour: str) -> list[int]:
+def pids(setting: Setup, behaviour: str) -> list[int]:
     """The processes that began to train networks of this behaviour and width."""
     file = Path(setting.space.settings["notes"]) / behaviour
     return [int(line) for line in file.read_text().split()] if file.exists() else []
@@ -208,7 +208,7 @@ def pids(setting: Setting, behaviour: str) -> list[int]:
 # ------------------------------------------------------------------------------------------------ results
 
 
-def test_measurements_are_the_same_in_this_process_and_over_ray(pool: Executor, inception: Setting) -> None:
+def test_measurements_are_the_same_in_this_process_and_over_ray(pool: Executor, inception: Setup) -> None:
     space = inception.space.load()
     jobs = [Job.of(space.random(seed), RUNG, seed, trial=seed) for seed in range(4)]
     jobs.append(Job.of(space.random(0), Rung("retrain", RUNG.recipe, RUNG.towers), 0))
@@ -219,12 +219,12 @@ def test_measurements_are_the_same_in_this_process_and_over_ray(pool: Executor, 
     found = []
     with start(ExecutorConfig(kind="in-process")) as here:
         assert isinstance(here, InProcess)
-        for executor, slots in ((here, 1), (pool, 2)):
+        for executor, workers in ((here, 1), (pool, 2)):
             assert executor.wait() == []
             executor.use(inception)
-            assert executor.free == executor.slots == slots
+            assert executor.free == executor.workers == workers
             found.append({o.job: o.measurement for o in outcomes(executor, jobs)})
-            assert executor.free == executor.slots
+            assert executor.free == executor.workers
     for one in jobs:
         here_one, there_one = (measurements[one] for measurements in found)
         assert here_one.status == "done"
@@ -233,7 +233,7 @@ def test_measurements_are_the_same_in_this_process_and_over_ray(pool: Executor, 
         assert (there_one.key, there_one.rung, there_one.seed) == one.unit
 
 
-def test_a_space_in_a_file_works_on_workers_that_never_see_the_file(pool: Executor, behaving: Setting) -> None:
+def test_a_space_in_a_file_works_on_workers_that_never_see_the_file(pool: Executor, behaving: Setup) -> None:
     pool.use(behaving)  # after another setting
     found = outcomes(pool, [job(behaving, "learn", width) for width in (3, 4, 5)])
     assert [o.measurement.status for o in found] == ["done"] * 3
@@ -244,12 +244,12 @@ def test_a_space_in_a_file_works_on_workers_that_never_see_the_file(pool: Execut
 # ------------------------------------------------------------------------------------------ dying workers
 
 
-def test_a_worker_killed_in_mid_candidate_costs_one_retry(pool: Executor, behaving: Setting) -> None:
+def test_a_worker_killed_in_mid_candidate_costs_one_retry(pool: Executor, behaving: Setup) -> None:
     pool.use(behaving)
     jobs = [job(behaving, "linger"), job(behaving, "learn", 3), job(behaving, "learn", 4)]
     for one in jobs:
         pool.submit(one)
-    assert (pool.running, pool.free) == (3, -1)  # one more than there are slots waits its turn
+    assert (pool.running, pool.free) == (3, -1)  # one more than there are workers waits its turn
     assert {o.job for o in some_outcomes(pool, 2)} == set(jobs[1:])
     began = time.monotonic()
     assert pool.wait(timeout=0.2) == []  # waiting is bounded
@@ -266,7 +266,7 @@ def test_a_worker_killed_in_mid_candidate_costs_one_retry(pool: Executor, behavi
     assert again.measurement.signals == outcome.measurement.signals
 
 
-def test_a_candidate_that_always_kills_its_worker_fails_alone(pool: Executor, behaving: Setting) -> None:
+def test_a_candidate_that_always_kills_its_worker_fails_alone(pool: Executor, behaving: Setup) -> None:
     pool.use(behaving)
     deadly = job(behaving, "die")
     others = [job(behaving, "learn", width) for width in (3, 4, 5)]
@@ -276,8 +276,8 @@ def test_a_candidate_that_always_kills_its_worker_fails_alone(pool: Executor, be
     died = pids(behaving, "die4")
     assert len(died) == len(set(died)) == ATTEMPTS
     assert [found[one].status for one in others] == ["done"] * 3
-    assert pool.free == pool.slots == 2
-    again = outcomes(pool, [job(behaving, "learn", width) for width in (6, 7)])  # both slots work on
+    assert pool.free == pool.workers == 2
+    again = outcomes(pool, [job(behaving, "learn", width) for width in (6, 7)])  # both workers work on
     assert [o.measurement.status for o in again] == ["done"] * 2
 
 
@@ -293,8 +293,8 @@ def test_workers_that_cannot_be_set_up_end_the_work_and_are_no_candidates_fault(
 ) -> None:
     file = tmp_path / "here_only.py"
     file.write_text(f"import os\nif os.getpid() != {os.getpid()}:\n    {first}\n{SPACE}")
-    setting = Setting(SpaceSpec.of(f"{file}:Space", {"notes": str(tmp_path)}), data, SearchConfig())
-    with OverRay(ExecutorConfig(workers=1, device="cpu")) as executor:
+    setting = Setup(SpaceSpec.of(f"{file}:Space", {"notes": str(tmp_path)}), data, SearchConfig())
+    with RayExecutor(ExecutorConfig(workers=1, device="cpu")) as executor:
         executor.use(setting)
         executor.submit(job(setting, "learn"))
         with pytest.raises(JobError, match=said):
@@ -304,8 +304,8 @@ def test_workers_that_cannot_be_set_up_end_the_work_and_are_no_candidates_fault(
 # ------------------------------------------------------------------------------------------ out of memory
 
 
-def test_what_found_too_little_memory_beside_others_is_tried_again_alone(cluster: Executor, behaving: Setting) -> None:
-    with OverRay(ExecutorConfig(workers=4, gpus=0.5)) as executor:
+def test_what_found_too_little_memory_beside_others_is_tried_again_alone(cluster: Executor, behaving: Setup) -> None:
+    with RayExecutor(ExecutorConfig(workers=4, gpus=0.5)) as executor:
         executor.use(behaving)
         jobs = [job(behaving, "slow", width) for width in (2, 3, 4, 5, 6)]
         jobs[1:1] = [job(behaving, "hunger"), job(behaving, "starve")]
@@ -315,10 +315,10 @@ def test_what_found_too_little_memory_beside_others_is_tried_again_alone(cluster
             assert found[one].status == ("done" if done else "failed"), found[one].cause
         assert found[job(behaving, "starve")].cause == "out of memory on cpu: no room"
         assert len(pids(behaving, "hunger4")) == len(pids(behaving, "starve4")) == 2
-        assert executor.free == executor.slots == 4
+        assert executor.free == executor.workers == 4
 
 
-def test_what_has_the_memory_for_itself_is_not_tried_again(pool: Executor, behaving: Setting) -> None:
+def test_what_has_the_memory_for_itself_is_not_tried_again(pool: Executor, behaving: Setup) -> None:
     with InProcess(ExecutorConfig()) as here:
         for executor, width in ((pool, 4), (here, 5)):
             executor.use(behaving)
@@ -334,14 +334,14 @@ def test_what_has_the_memory_for_itself_is_not_tried_again(pool: Executor, behav
 @pytest.mark.slow
 def test_a_network_retrained_by_two_processes_is_that_of_one(cluster: Executor) -> None:
     """Weights within 5e-3: rounding grows through batch norm. Where it cannot, test_parallel.py asks for 1e-5."""
-    setting = Setting(
+    setting = Setup(
         SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]}), load(DataConfig()), SearchConfig()
     )
     one = Job.of(setting.space.load().random(0), FINAL, 0)
     found: list[Outcome] = []
     with (
         InProcess(ExecutorConfig()) as here,
-        OverRay(ExecutorConfig(device="cpu", workers=1, retrain_workers=2)) as together,
+        RayExecutor(ExecutorConfig(device="cpu", workers=1, retrain_workers=2)) as together,
     ):
         for executor in (here, together):
             executor.use(setting)
@@ -360,11 +360,11 @@ def test_a_network_retrained_by_two_processes_is_that_of_one(cluster: Executor) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_with_several_gpus_a_retraining_has_them_all(cluster: Executor, behaving: Setting) -> None:
+def test_with_several_gpus_a_retraining_has_them_all(cluster: Executor, behaving: Setup) -> None:
     """By default, each process on one; a lost process costs one retry, a candidate's own fault none."""
     setting = replace(behaving, data=load(DataConfig()))
-    with OverRay(ExecutorConfig()) as executor:
-        assert (executor.slots, executor.retrainings, executor.processes) == (2, 1, 2)
+    with RayExecutor(ExecutorConfig()) as executor:
+        assert (executor.workers, executor.retrainings, executor.processes) == (2, 1, 2)
         executor.use(setting)
         proxies = [job(setting, "learn", width) for width in (5, 6)]
         finals = [job(setting, does, 3, FINAL) for does in ("learn", "diverge", "linger")]
@@ -407,22 +407,22 @@ def test_with_several_gpus_a_retraining_has_them_all(cluster: Executor, behaving
 def test_as_many_processes_retrain_a_network_as_there_are_gpus(
     cluster: Executor, config: dict[str, object], processes: int
 ) -> None:
-    with OverRay(ExecutorConfig.model_validate(config)) as executor:
+    with RayExecutor(ExecutorConfig.model_validate(config)) as executor:
         assert executor.processes == processes
-        assert executor.retrainings == (executor.slots if processes == 1 else 1)
+        assert executor.retrainings == (executor.workers if processes == 1 else 1)
 
 
 # ------------------------------------------------------------------------------------------------- places
 
 
 def test_four_workers_of_half_a_gpu_see_two_gpus_twice(cluster: Executor) -> None:
-    with OverRay(ExecutorConfig(workers=4, gpus=0.5)) as executor:
-        assert executor.slots == 4
+    with RayExecutor(ExecutorConfig(workers=4, gpus=0.5)) as executor:
+        assert executor.workers == 4
         assert executor.gpu_ids() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("config", "slots"),
+    ("config", "workers"),
     [
         ({}, 2),  # one worker a GPU
         ({"gpus": 0.4}, 4),  # what is left of two GPUs makes no fifth share
@@ -431,9 +431,9 @@ def test_four_workers_of_half_a_gpu_see_two_gpus_twice(cluster: Executor) -> Non
         ({"device": "cpu", "threads": 4}, 1),  # 7 CPUs, but on two machines
     ],
 )
-def test_there_are_as_many_slots_as_have_room(cluster: Executor, config: dict[str, object], slots: int) -> None:
-    with OverRay(ExecutorConfig.model_validate(config)) as executor:
-        assert executor.slots == slots
+def test_there_are_as_many_slots_as_have_room(cluster: Executor, config: dict[str, object], workers: int) -> None:
+    with RayExecutor(ExecutorConfig.model_validate(config)) as executor:
+        assert executor.workers == workers
 
 
 @pytest.mark.parametrize(
@@ -449,16 +449,16 @@ def test_there_are_as_many_slots_as_have_room(cluster: Executor, config: dict[st
 )
 def test_more_than_there_is_room_for_is_refused(cluster: Executor, config: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        OverRay(ExecutorConfig.model_validate(config))
+        RayExecutor(ExecutorConfig.model_validate(config))
     assert ray.is_initialized()
 
 
 def test_workers_that_wait_for_room_are_no_mystery(
-    pool: Executor, behaving: Setting, monkeypatch: pytest.MonkeyPatch
+    pool: Executor, behaving: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another program, here the pool's two workers, may have what there is room for."""
-    monkeypatch.setattr(over_ray, "START", 1.0)
-    with OverRay(ExecutorConfig(workers=1, threads=6, device="cpu")) as executor:
+    monkeypatch.setattr(ray_executor, "START", 1.0)
+    with RayExecutor(ExecutorConfig(workers=1, threads=6, device="cpu")) as executor:
         executor.use(behaving)
         executor.submit(job(behaving, "learn"))
         with pytest.raises(JobError, match=r"^no worker has started in 1 s: has the cluster room for one\?$"):
@@ -466,10 +466,10 @@ def test_workers_that_wait_for_room_are_no_mystery(
 
 
 @pytest.mark.slow
-def test_closing_ends_the_processes_of_a_retraining(cluster: Executor, behaving: Setting) -> None:
+def test_closing_ends_the_processes_of_a_retraining(cluster: Executor, behaving: Setup) -> None:
     """The last on this cluster: without a dashboard, Ray Train's placement group stays until the driver's job ends."""
     setting = replace(behaving, data=load(DataConfig()))
-    with OverRay(ExecutorConfig(device="cpu", workers=1, retrain_workers=2)) as executor:
+    with RayExecutor(ExecutorConfig(device="cpu", workers=1, retrain_workers=2)) as executor:
         executor.use(setting)
         executor.submit(job(setting, "linger", 7, FINAL))
         until(lambda: executor.wait(timeout=0.2) or len(pids(setting, "linger7")) == 2, 120)

@@ -30,7 +30,7 @@ from nas.errors import ConfigError, SpaceError
 from nas.space import Architecture, SearchSpace
 
 SPACE = '''
-"""The Inception space; each network notes in a file when its training begins (with more than a rehearsal's images)."""
+"""The Inception space; each network notes in a file when its training begins (with more than the images of a dry run)."""
 from pathlib import Path
 from search_spaces.inception import InceptionSettings, InceptionSpace
 
@@ -168,7 +168,7 @@ def workers(driver: int) -> set[int]:
     while border:
         border = {child for child, parent in parents.items() if parent in border} - found
         found |= border
-    assert any(names[pid].startswith("ray::Slot") for pid in found)
+    assert any(names[pid].startswith("ray::Worker") for pid in found)
     return {pid for pid in found if not names[pid].rstrip("\0").endswith("Agent")}
 
 

@@ -307,7 +307,7 @@ def test_every_architecture_builds_and_computes(
 def test_a_thinner_network_has_the_same_cells_and_branches(seed: int, keys: dict[str, Any], width: float) -> None:
     one = space(**keys)
     whole = one.random(seed)
-    thin = one.thinner(whole, width)
+    thin = one.with_width(whole, width)
     check(thin, one, (1, 16, 16), 3)
     assert [len(stage) for stage in thin.stages] == [len(stage) for stage in whole.stages]
     pairs = [pair for stages in zip(whole.stages, thin.stages, strict=True) for pair in zip(*stages, strict=True)]

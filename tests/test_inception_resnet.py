@@ -578,7 +578,7 @@ def test_networks_export(name: str, tmp_path: Any) -> None:
 def test_a_thinner_network_has_the_same_cells_and_shortcuts(seed: int, keys: dict[str, Any], width: float) -> None:
     one, shape = space(**keys), (1, 16, 16)
     whole = one.random(seed)
-    thin = one.thinner(whole, width)
+    thin = one.with_width(whole, width)
     assert InceptionResNetArchitecture.from_json(thin.to_json()) == thin
     with torch.device("meta"):
         networks = [one.build(chosen, shape, 3) for chosen in (whole, thin)]
@@ -599,7 +599,7 @@ def test_a_thinner_network_has_the_same_cells_and_shortcuts(seed: int, keys: dic
 
 def test_very_narrow_networks_can_be_thinned_too() -> None:
     odd = cell("3x3:4", "1x1:6", "1x1:2-5x5:6", pool=1, shortcut=True)
-    thin = space().thinner(architecture(Stage(cells=(odd, odd))), 0.5)
+    thin = space().with_width(architecture(Stage(cells=(odd, odd))), 0.5)
     assert thin.cells[0] == thin.cells[1]
     assert all(branch[-1].width >= 1 for branch in thin.cells[0].branches)
 

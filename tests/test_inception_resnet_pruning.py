@@ -129,7 +129,7 @@ class Silencer:
 
 def rebuilt(space: SearchSpace, network: Any, architecture: Any, smaller: Any, shape: Shape) -> nn.Module:
     made = space.build(smaller, shape, 4)
-    made.load_state_dict(dict(space.narrowed(architecture, network, smaller)), strict=True)
+    made.load_state_dict(dict(space.pruned_weights(architecture, network, smaller)), strict=True)
     return made.eval()
 
 
@@ -146,13 +146,13 @@ def test_channels_that_do_nothing_go_first_and_change_no_logit(name: str, seed: 
         expected = network(images)
     assert expected.std() > 1e-4, "logits too alike to compare"
     whole = widths(architecture)
-    ever_narrower: list[Any] = list(space.narrower(architecture, network, 1))
+    path: list[Any] = list(space.prune_path(architecture, network, 1))
 
     def is_silent(smaller: Any) -> bool:
         return all(whole[width] - left <= silencer.counts[width] for width, left in widths(smaller).items())
 
-    silent = [smaller for smaller in ever_narrower if is_silent(smaller)]
-    assert silent == ever_narrower[: len(silent)], "those that do nothing go first"
+    silent = [smaller for smaller in path if is_silent(smaller)]
+    assert silent == path[: len(silent)], "those that do nothing go first"
     for smaller in silent[len(silent) // 2 :: max(1, len(silent) // 2 - 1)] if silent else ():
         with torch.no_grad():
             torch.testing.assert_close(
@@ -169,14 +169,14 @@ def test_ever_narrower_architectures_build_with_the_weights_that_are_left(name: 
     space, shape = space_of(name), SPACES[name][1]
     architecture: Any = space.random(seed)
     network = trained(space, architecture, shape)
-    ever_narrower: list[Any] = [architecture, *space.narrower(architecture, network, step)]
-    assert len(set(ever_narrower)) == len(ever_narrower)
-    for before, after in itertools.pairwise(ever_narrower):
+    path: list[Any] = [architecture, *space.prune_path(architecture, network, step)]
+    assert len(set(path)) == len(path)
+    for before, after in itertools.pairwise(path):
         assert all(left <= widths(before)[width] for width, left in widths(after).items())
         assert widths(before) != widths(after)
         assert min(widths(after).values()) >= 1
     shortcuts = [type(getattr(network.get_submodule(cell), "shortcut", None)) for cell in network.cell_names]
-    for smaller in ever_narrower[:: 1 + len(ever_narrower) // 4] + ever_narrower[-1:]:
+    for smaller in path[:: 1 + len(path) // 4] + path[-1:]:
         assert InceptionResNetArchitecture.from_json(smaller.to_json()) == smaller
         made: Any = rebuilt(space, network, architecture, smaller, shape)
         assert [type(getattr(made.get_submodule(cell), "shortcut", None)) for cell in made.cell_names] == shortcuts
@@ -205,7 +205,7 @@ def test_channels_that_are_added_leave_together() -> None:
     architecture = InceptionResNetArchitecture(stem=16, stages=(Stage(cells=(one, other, one)),))
     network: Any = trained(space, architecture, shape)
     assert all(isinstance(network.get_submodule(name).shortcut, nn.Identity) for name in network.cell_names)
-    for smaller in map(widths, map(_typed, space.narrower(architecture, network, 1))):
+    for smaller in map(widths, map(_typed, space.prune_path(architecture, network, 1))):
         assert smaller["stem"] == smaller["0.0.0"] + smaller["0.1.0"] == smaller["2.0.0"] + smaller["2.1.0"]
         assert smaller["stem"] == smaller["1.0.0"] + smaller["1.1.0"] + smaller["1.pool"]
         assert smaller["0.0.0"] == smaller["2.0.0"]
@@ -219,7 +219,7 @@ def test_channels_that_are_added_leave_together() -> None:
     ]:
         own = silent[(silent >= start) & (silent < start + unit.conv.out_channels)] - start
         unit.norm.weight.data[own] = unit.norm.bias.data[own] = 0
-    sixth = space.narrower(architecture, network, 1)[5]
+    sixth = space.prune_path(architecture, network, 1)[5]
     assert widths(_typed(sixth)) == {
         "stem": 10, "0.0.0": 5, "0.1.0": 5, "1.0.0": 2, "1.1.0": 6, "1.pool": 2, "2.0.0": 5, "2.1.0": 5,
     }  # fmt: skip
@@ -237,7 +237,7 @@ def test_a_projection_is_never_made_an_identity() -> None:
     network = trained(space, architecture, shape)
     pairs = [
         (smaller["stem"], smaller["0.0.0"])
-        for smaller in map(widths, map(_typed, space.narrower(architecture, network, 4)))
+        for smaller in map(widths, map(_typed, space.prune_path(architecture, network, 4)))
     ]
     assert pairs
     assert all(stem != outputs for stem, outputs in pairs)
@@ -248,11 +248,11 @@ def test_a_large_stem_that_is_added_to_a_cell_stays() -> None:
     same = Cell(main=(layer("3x3", 8), layer("3x3", 24)), shortcut=True)
     architecture = InceptionResNetArchitecture(stem=8, stages=(Stage(cells=(same,)),))
     network = trained(space, architecture, shape)
-    ever_narrower = space.narrower(architecture, network, 1)
-    assert [widths(_typed(one)) for one in ever_narrower] == [
+    path = space.prune_path(architecture, network, 1)
+    assert [widths(_typed(one)) for one in path] == [
         {"stem": 8, "0.0.0": left, "0.0.1": 24} for left in range(7, 0, -1)
     ]
-    rebuilt(space, network, architecture, ever_narrower[-1], shape)
+    rebuilt(space, network, architecture, path[-1], shape)
 
 
 def _typed(architecture: Any) -> InceptionResNetArchitecture:

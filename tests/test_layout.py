@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -154,3 +155,32 @@ def test_no_other_module_defines_an_error() -> None:
             if file.name != "errors.py":
                 text = file.read_text(encoding="utf-8")
                 assert re.findall(r"^ *class (\w+)\(\w*(?:Error|Exception)\w*\)", text, re.MULTILINE) == [], file
+
+
+BANNED = frozenset(
+    {
+        *("hand", "promise", "outlook", "newcomer", "newcomers", "wants_newcomer", "beliefs", "stand_in", "stands_in"),
+        *("thinner", "narrower", "narrowed", "bench", "slot", "slots", "crew", "over_ray", "rehearsal", "calmer"),
+        *("stillborn", "judge"),
+    }
+)
+"""Private words for things that have a name in the field; see the vocabulary in docs/concepts.md."""
+
+
+def identifiers(file: Path) -> set[str]:
+    """Every name that a module defines or uses, and its own."""
+    found = {file.stem}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for field in ("id", "attr", "name", "arg", "asname"):
+            value = getattr(node, field, None)
+            if isinstance(value, str):
+                found |= set(value.split("."))
+    return {name.strip("_").lower() for name in found}
+
+
+@pytest.mark.parametrize("package", ["nas", "search_spaces", "scripts"])
+def test_names_are_those_of_the_field(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    found = {str(file.relative_to(ROOT)): sorted(identifiers(file) & BANNED) for file in files}
+    assert {file: names for file, names in found.items() if names} == {}

@@ -23,7 +23,7 @@ from nas.driver import Driver
 from nas.experiment import Experiment
 from nas.plan import Forecast, Plan, Probes
 from nas.progress import Event
-from nas.proxy import SpaceSpec, stand_in, stand_ins_share
+from nas.proxy import SpaceSpec, variant_of, variant_share
 from nas.scheduler import POLICY
 from nas.space import Architecture
 from nas.store import Measurement
@@ -44,16 +44,16 @@ def data() -> Data:
     return load(Config().data)
 
 
-def opened(data: Data, slots: int = 2, retrainings: int | None = None, **keys: Any) -> Driver:
+def opened(data: Data, workers: int = 2, retrainings: int | None = None, **keys: Any) -> Driver:
     """A driver without records and with an executor that only says how many jobs run at once."""
     given = make({**SMALL, **keys})
     config = ladder.decided(given, data.augmentations, "float32", len(data.train))
     spec = SpaceSpec.of(config.space.name, config.space.settings)
     space, wanted = spec.load(), config.search
     timed = wanted.time is not None and config.proxy.epochs is None and not wanted.calibrate
-    plan = time_plan(wanted.time or 0.0, slots, wanted.share, config.ladder.rungs) if timed else None
+    plan = time_plan(wanted.time or 0.0, workers, wanted.share, config.ladder.rungs) if timed else None
     rungs = driving.rungs_of(config, space, data, plan=plan)
-    executor = cast(Any, SimpleNamespace(slots=slots, retrainings=retrainings or slots))
+    executor = cast(Any, SimpleNamespace(workers=workers, retrainings=retrainings or workers))
     nothing = cast(Any, None)
     return Driver(
         *(config, spec, space, data, nothing, executor, rungs, nothing, nothing, nothing),
@@ -107,7 +107,7 @@ def probed(driver: Driver, factor: float) -> Probes:
     measured = []
     batch = ladder.batch_size(driver.config.proxy, len(driver.data.train))
     for architecture in map(driver.space.random, range(4)):
-        network, shape = stand_in(driver.space, architecture, driver.proxy, driver.data.input_shape)
+        network, shape = variant_of(driver.space, architecture, driver.proxy, driver.data.input_shape)
         works = work_of(driver.space, network, shape, len(driver.data.classes))
         cost = {
             "seconds": 20 * factor * PRIOR.seconds_per_step(works, batch),
@@ -131,7 +131,7 @@ def test_the_cost_model_follows_from_probes(data: Data, shrink: int) -> None:
 def test_a_search_without_promotions_by_hand(data: Data) -> None:
     search = {"trials": 10, "warm_start": []}
     recipe = {"epochs": 2, "seeds": 2, "references": False}
-    driver = opened(data, slots=1, search=search, ladder={"rungs": 1}, retrain=recipe)
+    driver = opened(data, workers=1, search=search, ladder={"rungs": 1}, retrain=recipe)
     plan = predicted(driver)
     assert plan.search_seconds == pytest.approx(5 * sum(a_candidate(driver, driver.proxy.epochs)))
     images = len(data.train) + len(data.validation)
@@ -149,7 +149,7 @@ def test_a_search_without_promotions_by_hand(data: Data) -> None:
 
 def test_steps_take_the_place_of_epochs(data: Data) -> None:
     keys: dict[str, Any] = {"proxy": {"steps": 7}, "retrain": {"steps": 50, "references": False}}
-    driver = opened(data, slots=1, search={"trials": 2, "warm_start": []}, ladder={"rungs": 1}, **keys)
+    driver = opened(data, workers=1, search={"trials": 2, "warm_start": []}, ladder={"rungs": 1}, **keys)
     plan = predicted(driver)
     batch = training.steps_of(driver.config.proxy, len(data.train))[1]
     works = [work(driver, one) for one in drawn(driver)]
@@ -159,14 +159,14 @@ def test_steps_take_the_place_of_epochs(data: Data) -> None:
 
 
 def test_named_points_within_the_limits_come_first(data: Data) -> None:
-    driver = opened(data, slots=1, search={"trials": 1}, ladder={"rungs": 1}, retrain={"references": False})
+    driver = opened(data, workers=1, search={"trials": 1}, ladder={"rungs": 1}, retrain={"references": False})
     [values] = driver.space.named().values()
     named = driver.space.point(values)
     train, validation = len(data.train), len(data.validation)
     [alone] = [seconds(driver, named, driver.proxy.epochs, train, validation)]
     assert predicted(driver).search_seconds == pytest.approx(alone)
     limits = {"trials": 1, "max_params": 1}
-    limited = opened(data, slots=1, search=limits, ladder={"rungs": 1}, retrain={"references": False})
+    limited = opened(data, workers=1, search=limits, ladder={"rungs": 1}, retrain={"references": False})
     assert predicted(limited).search_seconds == pytest.approx(a_candidate(limited, limited.proxy.epochs)[0])
 
 
@@ -184,9 +184,9 @@ def test_promotions_are_the_ladders_and_are_paid(data: Data) -> None:
 
 def test_stand_ins_are_cheap_and_promotions_dear(data: Data) -> None:
     keys: dict[str, Any] = {"proxy": {"epochs": 1, "shrink": 2}, "retrain": {"epochs": 9, "references": False}}
-    driver = opened(data, slots=1, search={"trials": 90, "warm_start": []}, **keys)
+    driver = opened(data, workers=1, search={"trials": 90, "warm_start": []}, **keys)
     plan = predicted(driver)
-    share = stand_ins_share(driver.space, driver.proxy, data.input_shape, 10, driver.config.seed)
+    share = variant_share(driver.space, driver.proxy, data.input_shape, 10, driver.config.seed)
     assert 0.1 < share < 0.9
     small = (data.input_shape[0], data.input_shape[1] // 2, data.input_shape[2] // 2)
     steps, batch = training.steps_of(driver.config.proxy, len(data.train))
@@ -203,7 +203,7 @@ def test_stand_ins_are_cheap_and_promotions_dear(data: Data) -> None:
 def test_each_rung_below_the_highest_costs_as_much(data: Data) -> None:
     keys: dict[str, Any] = {"proxy": {"epochs": 1}, "retrain": {"epochs": 9, "references": False}}
     search = {"trials": 45, "warm_start": []}
-    driver = opened(data, slots=1, search=search, ladder={"rungs": 3, "factor": 3}, **keys)
+    driver = opened(data, workers=1, search=search, ladder={"rungs": 3, "factor": 3}, **keys)
     plan = predicted(driver)
     each = [fmean(a_candidate(driver, epochs)) for epochs in (1, 3, 9)]
     assert plan.promotions == ladder.budget_for(45, [1, 3, 9])[1] == 8
@@ -211,7 +211,7 @@ def test_each_rung_below_the_highest_costs_as_much(data: Data) -> None:
 
 
 def test_references_are_those_of_retraining(data: Data) -> None:
-    driver = opened(data, slots=1, search={"trials": 2, "warm_start": []}, retrain={"epochs": 1})
+    driver = opened(data, workers=1, search={"trials": 2, "warm_start": []}, retrain={"epochs": 1})
     plan = predicted(driver)
     rows = retrain.references(driver.candidates(), driver.config.seed)
     assert (plan.trainings, plan.references) == (pipeline.DEFAULT_SEEDS, sum(map(len, rows.values())))

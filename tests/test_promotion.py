@@ -84,7 +84,7 @@ def test_nobody_goes_on_before_the_ranker_knows_their_own_score() -> None:
     for key in range(1, 100):
         promotion.tell(key, 0, float(np.log(params[key])))
     promotion.enter(100, np.array([1e9]), costs)  # the kind that looks best
-    promotion.outlook()
+    promotion.predicted_scores()
     promotion.tell(100, 0, -1e9)
     promotion.hold(False)
     assert promotion.next() not in (None, (100, 1))
@@ -245,11 +245,11 @@ def test_real_costs_replace_expected_ones() -> None:
 
 @pytest.mark.parametrize("workers", [1, 3, 8])
 def test_a_search_of_so_many_newcomers_promotes_as_many_as_planned_whatever_the_rounding(workers: int) -> None:
-    """Newcomers that come one by one, as a search proposes them; two in nine go on."""
+    """New candidates that come one by one, as a search proposes them; two in nine go on."""
     generator = np.random.default_rng(0)
-    for newcomers in range(1, 31):
-        rungs, _, budget = budget_for(newcomers, [1, 9])
-        wanted = round(2 * newcomers / 9)
+    for new_candidates in range(1, 31):
+        rungs, _, budget = budget_for(new_candidates, [1, 9])
+        wanted = round(2 * new_candidates / 9)
         assert (rungs > 1) == (wanted >= 1)
         if rungs == 1:
             continue
@@ -259,14 +259,14 @@ def test_a_search_of_so_many_newcomers_promotes_as_many_as_planned_whatever_the_
         entered, promoted = 0, []
         while True:
             while len(running) < workers:
-                if entered < newcomers and promotion.wants_newcomer:
+                if entered < new_candidates and promotion.wants_candidate:
                     promotion.enter(entered, np.array([generator.lognormal()]), np.array(costs))
                     running.append((entered, 0))
                     entered += 1
                 elif (chosen := promotion.next()) is not None:
                     running.append(chosen)
                     promoted.append(entered)
-                elif entered < newcomers:
+                elif entered < new_candidates:
                     promotion.enter(entered, np.array([generator.lognormal()]), np.array(costs))
                     running.append((entered, 0))
                     entered += 1
@@ -275,5 +275,5 @@ def test_a_search_of_so_many_newcomers_promotes_as_many_as_planned_whatever_the_
             if not running:
                 break
             promotion.tell(*running.pop(0), float(generator.random()))
-        assert len(promoted) == wanted, newcomers
-        assert promoted[-1] == newcomers, "the last is chosen among all"
+        assert len(promoted) == wanted, new_candidates
+        assert promoted[-1] == new_candidates, "the last is chosen among all"

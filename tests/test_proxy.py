@@ -20,7 +20,7 @@ from nas.config import DataConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, Images, load
 from nas.ladder import Rung
 from nas.metrics import named, of_signal
-from nas.proxy import Bench, Job, Outcome, Setting, SpaceSpec, stand_in, stand_ins_share
+from nas.proxy import Evaluator, Job, Outcome, Setup, SpaceSpec, variant_of, variant_share
 from nas.store import Measurement
 
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ class Space(SearchSpace):
 
 @pytest.fixture(scope="module", autouse=True)
 def torch_as_it_was() -> Iterator[None]:
-    """A bench sets the threads and the determinism of its process."""
+    """A evaluator sets the threads and the determinism of its process."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)
@@ -102,19 +102,19 @@ def data() -> Data:
 
 
 @pytest.fixture(scope="module")
-def bench(data: Data) -> Bench:
-    return Bench(Setting(NAMED, data.without_test(), SearchConfig()), CPU)
+def evaluator(data: Data) -> Evaluator:
+    return Evaluator(Setup(NAMED, data.without_test(), SearchConfig()), CPU)
 
 
 @pytest.fixture
-def faulty(tmp_path: Path, data: Data) -> Bench:
-    """A bench on a space of one's own, whose file is gone by the time that the worker needs it."""
+def faulty(tmp_path: Path, data: Data) -> Evaluator:
+    """A evaluator on a space of one's own, whose file is gone by the time that the worker needs it."""
     file = tmp_path / "faulty.py"
     file.write_text(FAULTY)
-    setting = Setting(SpaceSpec.of(f"{file}:Space", {}), data.without_test(), SearchConfig())
+    setting = Setup(SpaceSpec.of(f"{file}:Space", {}), data.without_test(), SearchConfig())
     shipped = pickle.dumps(setting)
     file.unlink()
-    return Bench(pickle.loads(shipped), CPU)
+    return Evaluator(pickle.loads(shipped), CPU)
 
 
 def architecture(seed: int = 3) -> Any:
@@ -122,24 +122,24 @@ def architecture(seed: int = 3) -> Any:
 
 
 def breaking(
-    bench: Bench, fails: str, words: str = "it broke", rung: Rung = PROXY, trial: int | None = None
+    evaluator: Evaluator, fails: str, words: str = "it broke", rung: Rung = PROXY, trial: int | None = None
 ) -> Outcome:
-    architecture_type: Any = bench.space.architecture_type
-    return bench.measure(Job.of(architecture_type(fails=fails, words=words), rung, 0, trial))
+    architecture_type: Any = evaluator.space.architecture_type
+    return evaluator.measure(Job.of(architecture_type(fails=fails, words=words), rung, 0, trial))
 
 
 # ---------------------------------------------------------------------------------------- self-contained
 
 
-def test_everything_that_crosses_to_a_worker_and_back_survives_pickling(bench: Bench, data: Data) -> None:
+def test_everything_that_crosses_to_a_worker_and_back_survives_pickling(evaluator: Evaluator, data: Data) -> None:
     job = Job.of(architecture(), PROXY, 5, trial=7)
     assert pickle.loads(pickle.dumps(job)) == job
     assert job.unit == (architecture().key, PROXY.key, 5)
-    setting = pickle.loads(pickle.dumps(bench.setting))
+    setting = pickle.loads(pickle.dumps(evaluator.setting))
     assert setting.space == NAMED
     assert setting.limits == SearchConfig()
     assert np.array_equal(setting.data.train.pixels, data.train.pixels)
-    outcome = bench.measure(job)
+    outcome = evaluator.measure(job)
     assert outcome.measurement.status == "done"
     assert pickle.loads(pickle.dumps(outcome)) == outcome
     failed = job.failed("no\n  room")
@@ -147,21 +147,21 @@ def test_everything_that_crosses_to_a_worker_and_back_survives_pickling(bench: B
     assert failed.measurement.cause == "no room"
 
 
-def test_the_same_job_gives_the_same_signals_on_any_bench_in_any_order(bench: Bench, data: Data) -> None:
+def test_the_same_job_gives_the_same_signals_on_any_bench_in_any_order(evaluator: Evaluator, data: Data) -> None:
     job, other = Job.of(architecture(3), PROXY, 0), Job.of(architecture(4), PROXY, 1)
-    first = bench.measure(job).measurement
-    another = bench.measure(other).measurement
+    first = evaluator.measure(job).measurement
+    another = evaluator.measure(other).measurement
     torch.rand(17)
-    again = bench.measure(job).measurement
-    fresh = Bench(pickle.loads(pickle.dumps(bench.setting)), CPU)
+    again = evaluator.measure(job).measurement
+    fresh = Evaluator(pickle.loads(pickle.dumps(evaluator.setting)), CPU)
     assert fresh.measure(other).measurement.signals == another.signals
     assert first.signals == again.signals == fresh.measure(job).measurement.signals
     assert first.signals != another.signals
     assert dataclasses.replace(first, cost={}) == dataclasses.replace(again, cost={})
-    assert bench.measure(Job.of(architecture(3), PROXY, 1)).measurement.signals != first.signals  # the seed counts
+    assert evaluator.measure(Job.of(architecture(3), PROXY, 1)).measurement.signals != first.signals  # the seed counts
 
 
-def test_a_space_in_a_file_works_after_the_file_is_gone(faulty: Bench) -> None:
+def test_a_space_in_a_file_works_after_the_file_is_gone(faulty: Evaluator) -> None:
     measurement = breaking(faulty, "nowhere").measurement
     assert (measurement.status, measurement.towers) == ("done", (1,))
     assert 0 <= measurement.signals["val_accuracy"] <= 1
@@ -182,7 +182,7 @@ def test_a_space_in_a_file_works_after_the_file_is_gone(faulty: Bench) -> None:
         ("score", "val_loss was not finite after training"),
     ],
 )
-def test_whatever_a_network_raises_is_its_failure_in_one_line(faulty: Bench, fails: str, cause: str) -> None:
+def test_whatever_a_network_raises_is_its_failure_in_one_line(faulty: Evaluator, fails: str, cause: str) -> None:
     good = breaking(faulty, "nowhere").measurement
     outcome = breaking(faulty, fails, "it broke\nbadly")
     measurement = outcome.measurement
@@ -191,24 +191,24 @@ def test_whatever_a_network_raises_is_its_failure_in_one_line(faulty: Bench, fai
     assert "\n" not in measurement.cause
     assert re.fullmatch(cause, measurement.cause), measurement.cause
     assert outcome.weights is None
-    assert breaking(faulty, "nowhere").measurement.signals == good.signals  # the bench is none the worse
+    assert breaking(faulty, "nowhere").measurement.signals == good.signals  # the evaluator is none the worse
 
 
-def test_what_is_no_architecture_of_the_space_is_a_failure(bench: Bench) -> None:
+def test_what_is_no_architecture_of_the_space_is_a_failure(evaluator: Evaluator) -> None:
     job = dataclasses.replace(Job.of(architecture(), PROXY, 0), architecture='{"stem":-1,"stages":[]}')
-    measurement = bench.measure(job).measurement
+    measurement = evaluator.measure(job).measurement
     assert measurement.status == "failed"
     assert measurement.cause is not None
     assert measurement.cause.startswith("not an architecture of type InceptionArchitecture")
     assert (measurement.key, measurement.rung, measurement.seed) == job.unit
 
 
-def test_a_tower_on_a_cell_that_is_not_there_is_a_failure_and_not_a_missing_tower(faulty: Bench) -> None:
+def test_a_tower_on_a_cell_that_is_not_there_is_a_failure_and_not_a_missing_tower(faulty: Evaluator) -> None:
     measurement = breaking(faulty, "nowhere", rung=Rung("proxy", RECIPE, TowersConfig(placement=(3,)))).measurement
     assert measurement.cause == "towers.placement names cell 3, but this network has cells 0 to 2"
 
 
-def test_an_interrupt_is_no_failure(faulty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_no_failure(faulty: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -220,9 +220,9 @@ def test_an_interrupt_is_no_failure(faulty: Bench, monkeypatch: pytest.MonkeyPat
 # ----------------------------------------------------------------------------------- what a score is of
 
 
-def test_a_proxy_is_scored_on_validation_and_ranked_by_the_main_head(bench: Bench, data: Data) -> None:
+def test_a_proxy_is_scored_on_validation_and_ranked_by_the_main_head(evaluator: Evaluator, data: Data) -> None:
     bare = Rung("proxy", RECIPE, TowersConfig(placement="none"))
-    towered, plain = (bench.measure(Job.of(architecture(), rung, 0)).measurement for rung in (PROXY, bare))
+    towered, plain = (evaluator.measure(Job.of(architecture(), rung, 0)).measurement for rung in (PROXY, bare))
     heads = {"params", "flops", "tower_share", "train_loss", "train_accuracy", "val_loss", "val_accuracy"}
     heads |= {"tse", "tse_e", "tse_ema"}
     assert set(plain.signals) == heads
@@ -238,7 +238,7 @@ def test_a_proxy_is_scored_on_validation_and_ranked_by_the_main_head(bench: Benc
         assert (signals["params"], signals["flops"]) == (found.params, found.flops)  # of the bare network
     assert towered.signals["val_loss"] != plain.signals["val_loss"]
     assert towered.cost["images"] == plain.cost["images"] == 256
-    assert bench.measure(Job.of(architecture(), PROXY, 0)).weights is None
+    assert evaluator.measure(Job.of(architecture(), PROXY, 0)).weights is None
 
 
 @pytest.mark.parametrize("small", [{"shrink": 2}, {"width": 0.5}, {"shrink": 2, "width": 0.5}])
@@ -250,76 +250,78 @@ def test_a_stand_in_is_trained_but_the_candidate_is_told_of(data: Data, small: d
     large = dataclasses.replace(data.without_test(), train=train, validation=validation)
     spec = SpaceSpec.of("inception", {"widths": [32, 32, 32], "stem": [16, 16]})
     space, candidate = spec.load(), spec.load().random(3)
-    bench = Bench(Setting(spec, large, SearchConfig(max_latency=1e6, max_memory=2**40)), CPU)
+    evaluator = Evaluator(Setup(spec, large, SearchConfig(max_latency=1e6, max_memory=2**40)), CPU)
     rung = dataclasses.replace(PROXY, **small)
-    itself, other = (bench.measure(Job.of(candidate, one, 0)).measurement for one in (PROXY, rung))
+    itself, other = (evaluator.measure(Job.of(candidate, one, 0)).measurement for one in (PROXY, rung))
     assert {itself.status, other.status} == {"done"}
     for name in ("params", "flops", "activation_bytes"):
         assert other.signals[name] == itself.signals[name]
     assert "latency_ms" in other.signals
     assert other.signals["val_loss"] != itself.signals["val_loss"]
-    trained = complexity.complexity(space, *stand_in(space, candidate, rung, large.input_shape), 10)
+    trained = complexity.complexity(space, *variant_of(space, candidate, rung, large.input_shape), 10)
     share = trained.flops / itself.signals["flops"]
     assert share < 0.6
     assert other.cost["images"] == pytest.approx(share * itself.cost["images"])
     assert other.cost["multiply_adds"] == pytest.approx(share * itself.cost["multiply_adds"], rel=0.1)
     if small == {"shrink": 2}:
-        same = Bench(Setting(spec, data.without_test(), SearchConfig()), CPU).measure(Job.of(candidate, PROXY, 0))
+        same = Evaluator(Setup(spec, data.without_test(), SearchConfig()), CPU).measure(Job.of(candidate, PROXY, 0))
         assert same.measurement.signals["val_loss"] == pytest.approx(other.signals["val_loss"], rel=0.2)
-    assert stand_ins_share(space, rung, large.input_shape, 10, 0) == pytest.approx(share, rel=0.5)
-    assert stand_ins_share(space, PROXY, large.input_shape, 10, 0) == 1
+    assert variant_share(space, rung, large.input_shape, 10, 0) == pytest.approx(share, rel=0.5)
+    assert variant_share(space, PROXY, large.input_shape, 10, 0) == 1
 
 
-def test_a_tower_may_learn_groups_of_classes(bench: Bench, data: Data, tmp_path: Path) -> None:
+def test_a_tower_may_learn_groups_of_classes(evaluator: Evaluator, data: Data, tmp_path: Path) -> None:
     parity = {name: "odd" if int(name) % 2 else "even" for name in data.classes}
     (tmp_path / "parity.json").write_text(json.dumps(parity))
     recipe = RECIPE.model_copy(update={"epochs": 8, "images": None})
     scores = {}
     for labels in ("own", str(tmp_path / "parity.json")):
         towers = TowersConfig(placement="middle", labels=labels)
-        scores[labels] = bench.measure(Job.of(architecture(), Rung("proxy", recipe, towers), 0)).measurement.signals
+        scores[labels] = evaluator.measure(Job.of(architecture(), Rung("proxy", recipe, towers), 0)).measurement.signals
     own, grouped = scores.values()
     (accuracy,) = [name for name in grouped if re.fullmatch(r"tower\d_accuracy", name)]
     assert grouped[accuracy] > max(own[accuracy], 0.6)  # two groups are told apart more easily than ten classes
     assert grouped["tower_share"] < own["tower_share"]  # and take two logits
 
     without = TowersConfig(placement="middle", labels="coarse")
-    outcome = bench.measure(Job.of(architecture(), Rung("proxy", RECIPE, without), 0)).measurement
+    outcome = evaluator.measure(Job.of(architecture(), Rung("proxy", RECIPE, without), 0)).measurement
     assert "this data set has no coarse labels" in str(outcome.cause)
-    coarse = dataclasses.replace(bench.setting.data, coarse=tuple(int(name) % 2 for name in data.classes))
-    with_groups = Bench(Setting(NAMED, coarse, SearchConfig()), CPU)
+    coarse = dataclasses.replace(evaluator.setting.data, coarse=tuple(int(name) % 2 for name in data.classes))
+    with_groups = Evaluator(Setup(NAMED, coarse, SearchConfig()), CPU)
     again = with_groups.measure(Job.of(architecture(), Rung("proxy", recipe, without), 0)).measurement
     assert again.signals[accuracy] == grouped[accuracy]
 
 
-def test_the_norm_of_each_cells_gradient_is_a_signal_when_asked_for(bench: Bench) -> None:
+def test_the_norm_of_each_cells_gradient_is_a_signal_when_asked_for(evaluator: Evaluator) -> None:
     recipe = RECIPE.model_copy(update={"gradient_norms": (1, 2)})
-    signals = bench.measure(Job.of(architecture(), Rung("proxy", recipe, TOWERS), 0)).measurement.signals
+    signals = evaluator.measure(Job.of(architecture(), Rung("proxy", recipe, TOWERS), 0)).measurement.signals
     norms = {name: value for name, value in signals.items() if name.startswith("gradient_norm")}
     assert len(norms) == 2 * sum(map(len, architecture().stages))
     assert all(value > 0 for value in norms.values())
     assert {of_signal(name) for name in norms} == {named("gradient_norm")}
-    plain = bench.measure(Job.of(architecture(), PROXY, 0)).measurement.signals
+    plain = evaluator.measure(Job.of(architecture(), PROXY, 0)).measurement.signals
     assert {name: value for name, value in signals.items() if name not in norms} == plain
 
 
-def test_proxies_cannot_see_the_test_split(bench: Bench, data: Data) -> None:
-    assert bench.setting.data.test is None
+def test_proxies_cannot_see_the_test_split(evaluator: Evaluator, data: Data) -> None:
+    assert evaluator.setting.data.test is None
     assert data.test is not None
     job = Job.of(architecture(), PROXY, 0)
     noise = np.random.default_rng(0).integers(0, 256, data.test.pixels.shape, dtype=np.uint8)
     spoilt = dataclasses.replace(data, test=Images(noise, data.test.labels))
-    on_noise = Bench(Setting(NAMED, spoilt, SearchConfig()), CPU).measure(job).measurement
-    assert on_noise.signals == bench.measure(job).measurement.signals
-    final = bench.measure(Job.of(architecture(), FINAL, 0)).measurement
+    on_noise = Evaluator(Setup(NAMED, spoilt, SearchConfig()), CPU).measure(job).measurement
+    assert on_noise.signals == evaluator.measure(job).measurement.signals
+    final = evaluator.measure(Job.of(architecture(), FINAL, 0)).measurement
     assert final.status == "failed"
     assert not any(name.startswith("test") for name in final.signals)
 
 
 def test_a_final_rung_trains_on_all_but_test_and_returns_the_bare_network_that_it_scored(data: Data) -> None:
-    bench = Bench(Setting(NAMED, data, SearchConfig(max_latency=1e-9)), CPU)  # limits judge candidates, not the winner
+    evaluator = Evaluator(
+        Setup(NAMED, data, SearchConfig(max_latency=1e-9)), CPU
+    )  # limits judge candidates, not the winner
     job = Job.of(architecture(), Rung("retrain", Recipe(epochs=6, augment=()), TOWERS, final=True), 0)
-    outcome = bench.measure(job)
+    outcome = evaluator.measure(job)
     measurement = outcome.measurement
     assert measurement.status == "done"
     scores = {name for name in measurement.signals if name.endswith(("loss", "accuracy")) and "tower" not in name}
@@ -343,8 +345,8 @@ def test_a_final_rung_trains_on_all_but_test_and_returns_the_bare_network_that_i
     assert measurement.signals["test_accuracy"] > 0.3
 
 
-def test_a_free_rung_trains_nothing_and_reads_the_untrained_network(bench: Bench) -> None:
-    measurement = bench.measure(Job.of(architecture(), Rung("free", RECIPE, TOWERS, free=True), 0)).measurement
+def test_a_free_rung_trains_nothing_and_reads_the_untrained_network(evaluator: Evaluator) -> None:
+    measurement = evaluator.measure(Job.of(architecture(), Rung("free", RECIPE, TOWERS, free=True), 0)).measurement
     assert {"params", "flops", "naswot", "synflow", "az_expressivity"} <= set(measurement.signals)
     assert not {"val_loss", "train_loss"} & set(measurement.signals)
     assert measurement.cost["images"] == 0
@@ -353,12 +355,12 @@ def test_a_free_rung_trains_nothing_and_reads_the_untrained_network(bench: Bench
 
 @pytest.mark.parametrize("towers", [TOWERS, TowersConfig(placement="every:1", share=0.9)], ids=["one", "all"])
 def test_without_towers_as_many_more_steps_are_trained_as_these_would_have_cost(
-    bench: Bench, towers: TowersConfig
+    evaluator: Evaluator, towers: TowersConfig
 ) -> None:
     recipe = RECIPE.model_copy(update={"epochs": 3, "images": None, "batch_size": 16, "readings": (1, 3)})
     bare = Rung("proxy", recipe, TowersConfig(placement="none"), as_costly_as=towers)
     towered, plain = (
-        bench.measure(Job.of(architecture(), rung, 0)).measurement for rung in (Rung("proxy", recipe, towers), bare)
+        evaluator.measure(Job.of(architecture(), rung, 0)).measurement for rung in (Rung("proxy", recipe, towers), bare)
     )
     a_step = 3 * 16 * plain.signals["flops"] / 2
     assert abs(plain.cost["multiply_adds"] - towered.cost["multiply_adds"]) <= a_step / 2 * 1.001
@@ -369,13 +371,13 @@ def test_without_towers_as_many_more_steps_are_trained_as_these_would_have_cost(
 def test_a_rung_of_truth_is_trained_without_validation_and_scored_on_images_of_its_own(data: Data) -> None:
     assert data.test is not None
     held = dataclasses.replace(data.without_test(), truth=data.test)
-    bench = Bench(Setting(NAMED, held, SearchConfig()), CPU)
-    full = bench.measure(Job.of(architecture(), Rung("full", RECIPE, TOWERS, truth=True), 0)).measurement
-    proxy = bench.measure(Job.of(architecture(), PROXY, 0)).measurement
+    evaluator = Evaluator(Setup(NAMED, held, SearchConfig()), CPU)
+    full = evaluator.measure(Job.of(architecture(), Rung("full", RECIPE, TOWERS, truth=True), 0)).measurement
+    proxy = evaluator.measure(Job.of(architecture(), PROXY, 0)).measurement
     assert full.signals["val_loss"] == proxy.signals["val_loss"]  # the same training
     assert set(full.signals) - set(proxy.signals) == {"truth_loss", "truth_accuracy"}
     swapped = dataclasses.replace(held, validation=data.test)
-    again = Bench(Setting(NAMED, swapped, SearchConfig()), CPU).measure(Job.of(architecture(), PROXY, 0)).measurement
+    again = Evaluator(Setup(NAMED, swapped, SearchConfig()), CPU).measure(Job.of(architecture(), PROXY, 0)).measurement
     assert full.signals["truth_loss"] == pytest.approx(again.signals["val_loss"], rel=1e-6)
 
 
@@ -395,8 +397,8 @@ def test_a_candidate_over_a_limit_is_infeasible_before_training(
 
     def measured(value: float, trial: int | None) -> Measurement:
         limits = SearchConfig.model_validate({limit: value})
-        bench = Bench(Setting(spec, data.without_test(), limits), CPU)
-        return breaking(bench, "forward", trial=trial).measurement  # trained, it would fail
+        evaluator = Evaluator(Setup(spec, data.without_test(), limits), CPU)
+        return breaking(evaluator, "forward", trial=trial).measurement  # trained, it would fail
 
     tight = 1e-9 if name == "latency_ms" else 1
     over = measured(tight, trial=7)
@@ -409,10 +411,10 @@ def test_a_candidate_over_a_limit_is_infeasible_before_training(
 
 
 @pytest.mark.parametrize("limits", [SearchConfig(max_latency=1e9), SearchConfig(objectives=("loss", "latency"))])
-def test_latency_is_measured_where_it_matters(data: Data, limits: SearchConfig, bench: Bench) -> None:
+def test_latency_is_measured_where_it_matters(data: Data, limits: SearchConfig, evaluator: Evaluator) -> None:
     job = Job.of(architecture(), PROXY, 0, 1)
-    measured = Bench(Setting(NAMED, data.without_test(), limits), CPU).measure(job).measurement
-    plain = bench.measure(job).measurement
+    measured = Evaluator(Setup(NAMED, data.without_test(), limits), CPU).measure(job).measurement
+    plain = evaluator.measure(job).measurement
     assert 0 < measured.signals["latency_ms"] < 1000
     assert "latency_ms" not in plain.signals
     assert measured.signals["val_loss"] == plain.signals["val_loss"]  # looking at the clock changes nothing

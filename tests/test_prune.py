@@ -125,13 +125,13 @@ def test_channels_that_do_nothing_go_first_and_change_no_logit(name: str, seed: 
     expected = network(images)
     assert expected.std() > 1e-3 or silent == 1, "logits too alike to tell anything"
 
-    ever_narrower: list[Any] = list(space.narrower(architecture, network, 1))
+    path: list[Any] = list(space.prune_path(architecture, network, 1))
     before = widths(architecture)
     of_silent = [
-        one for one in ever_narrower
+        one for one in path
         if all(before[w] - left <= silenced.get(w, 0) or absent(w, one) for w, left in widths(one).items())
     ]  # fmt: skip
-    assert of_silent == ever_narrower[: len(of_silent)], "those that do nothing go first"
+    assert of_silent == path[: len(of_silent)], "those that do nothing go first"
     last = of_silent[-1] if of_silent else architecture
     for width, left in widths(last).items():
         kept = before[width] - silenced.get(width, 0)
@@ -140,7 +140,7 @@ def test_channels_that_do_nothing_go_first_and_change_no_logit(name: str, seed: 
         else:  # a branch goes, with its reduce; a channel stays of the stem, of a reduce, and of a cell's last branch
             assert left <= 1, width
     for one in {len(of_silent) // 2, len(of_silent) - 1} if of_silent else ():
-        smaller = rebuilt(space, space.narrowed(architecture, network, of_silent[one]), of_silent[one], shape)
+        smaller = rebuilt(space, space.pruned_weights(architecture, network, of_silent[one]), of_silent[one], shape)
         torch.testing.assert_close(smaller(images), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -162,26 +162,26 @@ def test_the_largest_network_that_is_small_enough(name: str, seed: int, share: f
     space = search_spaces.load("inception", keys)
     architecture: Any = space.random(seed)
     network = trained(space, architecture, shape)
-    ever_narrower: list[Any] = [architecture, *space.narrower(architecture, network, step)]
+    path: list[Any] = [architecture, *space.prune_path(architecture, network, step)]
 
     def flops(place: int) -> int:
-        return complexity(space, ever_narrower[place], shape, 4).flops
+        return complexity(space, path[place], shape, 4).flops
 
-    some = [flops(place) for place in range(0, len(ever_narrower), 1 + len(ever_narrower) // 5)]
+    some = [flops(place) for place in range(0, len(path), 1 + len(path) // 5)]
     assert some == sorted(some, reverse=True)
-    assert len(set(ever_narrower)) == len(ever_narrower)
+    assert len(set(path)) == len(path)
     allowed = (1 - share) * some[0]
     if flops(-1) > allowed:
         with pytest.raises(InputError, match="is more than can be removed"):
             prune.smaller(space, architecture, network, share, step, shape, 4)
         return
     found: Any = prune.smaller(space, architecture, network, share, step, shape, 4)
-    place = ever_narrower.index(found)
+    place = path.index(found)
     assert flops(place) <= allowed < flops(place - 1)
     before, after = widths(architecture), widths(found)
     assert all(after[width] in (before[width], *range(0, before[width], step)) for width in before)
     assert space.architecture_type.from_json(found.to_json()) == found
-    state = space.narrowed(architecture, network, found)
+    state = space.pruned_weights(architecture, network, found)
     assert rebuilt(space, state, found, shape)(torch.randn(2, *shape)).isfinite().all()
 
 
@@ -196,7 +196,7 @@ def test_the_channels_that_are_kept_are_the_most_important_of_each_network() -> 
         scale = torch.rand(architecture.stem, generator=torch.Generator().manual_seed(seed)) + 0.1
         first.norm.weight.data, first.norm.bias.data = scale, torch.zeros_like(scale)
         smaller = architecture.model_copy(update={"stem": 8})
-        state = space.narrowed(architecture, network, smaller)
+        state = space.pruned_weights(architecture, network, smaller)
         assert set(state["stem.first.norm.weight"].tolist()) == set(scale.sort().values[-8:].tolist())
         assert state["stem.first.norm.weight"].tolist() == [x for x in scale.tolist() if x in scale.sort().values[-8:]]
         kept.append(scale.argsort()[-8:].sort().values.tolist())
@@ -224,22 +224,22 @@ def test_a_space_that_does_not_say_how_cannot_be_pruned() -> None:
     space = search_spaces.load("resnet")
     architecture = space.random(0)
     network = space.build(architecture, (3, 32, 32), 10)
-    with pytest.raises(SpaceError, match=r"cannot be pruned: ResNetSpace has no narrower\(\)$"):
+    with pytest.raises(SpaceError, match=r"cannot be pruned: ResNetSpace has no prune_path\(\)$"):
         prune.smaller(space, architecture, network, 0.5, 1, (3, 32, 32), 10)
-    with pytest.raises(SpaceError, match=r"narrowed\(\)"):
-        space.narrowed(architecture, network, architecture)
+    with pytest.raises(SpaceError, match=r"pruned_weights\(\)"):
+        space.pruned_weights(architecture, network, architecture)
 
 
 def test_weights_that_do_not_fit_are_the_space_s_mistake() -> None:
     class Careless(type(search_spaces.load("inception"))):  # type: ignore[misc]
-        def narrowed(self, architecture: Any, network: Any, smaller: Any) -> Any:
+        def pruned_weights(self, architecture: Any, network: Any, smaller: Any) -> Any:
             return network.state_dict()
 
     space = Careless()
     architecture = space.random(0)
     network = space.build(architecture, (1, 8, 8), 4)
     small = prune.smaller(space, architecture, network, 0.3, 1, (1, 8, 8), 4)
-    with pytest.raises(JobError, match=r"^narrowed\(\) of Careless gives no weights"):
+    with pytest.raises(JobError, match=r"^pruned_weights\(\) of Careless gives no weights"):
         prune.weights_left(space, architecture, network, small, (1, 8, 8), 4)
 
 
@@ -386,7 +386,7 @@ def test_fine_tuning_starts_from_the_weights_of_each_seed(nas: Command, cwd: Pat
         [after] = (cwd / "results/e/weights").glob(f"{own.key}-pruned-*-{seed}.safetensors")
         network = space.build(original, (1, 8, 8), 10)
         network.load_state_dict(safetensors.torch.load_file(before))
-        sliced, tuned = space.narrowed(original, network, own), safetensors.torch.load_file(after)
+        sliced, tuned = space.pruned_weights(original, network, own), safetensors.torch.load_file(after)
         assert set(sliced) == set(tuned)
         for name, _ in network.named_parameters():
             if name in sliced:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from nas.ladder import Observations, Pool, Ranker
-from nas.ladder.ranker import CHOICE, FEW, Beliefs
+from nas.ladder.ranker import CHOICE, FEW, Prior
 
 COSTS = (1 / 27, 1 / 9, 1 / 3, 1.0)
 
@@ -163,7 +163,7 @@ def test_signals_of_a_rung_speak_once_enough_candidates_went_on() -> None:
 
 
 def test_beliefs_can_be_overruled_by_the_caller() -> None:
-    beliefs = Beliefs(size_slope=-1.0)
+    prior = Prior(size_slope=-1.0)
     nothing = Observations(*(np.zeros(0, dtype=np.int64),) * 2, np.zeros(0), np.zeros((0, 0)))
-    mean, _ = Ranker(COSTS, beliefs).predict(Pool.of(sizes(5)[:, None], ["params"], beliefs), nothing)
+    mean, _ = Ranker(COSTS, prior).predict(Pool.of(sizes(5)[:, None], ["params"], prior), nothing)
     assert (np.diff(mean) < 0).all()

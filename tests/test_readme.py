@@ -85,8 +85,8 @@ def test_the_commands_one_after_the_other(
             command = command.replace("DATA", str(request.getfixturevalue("real_data")))
         if re.match(r"nas (run|search) ", command):
             command += " --trials 1" + "".join(f" --set {one}" for one in SMALL)
-            over_ray = "executor.gpus" in command or "executor.address" in command
-            command += f" --set executor.{'address=auto' if over_ray else 'kind=in-process'}"
+            ray_executor = "executor.gpus" in command or "executor.address" in command
+            command += f" --set executor.{'address=auto' if ray_executor else 'kind=in-process'}"
         elif command.startswith("nas plan"):
             command += " --set executor.kind=in-process --set proxy.images=300"
         elif command.startswith("nas calibrate collect"):

@@ -20,7 +20,7 @@ from nas.errors import LeaseLost
 from nas.executor import Executor, InProcess
 from nas.ladder import Rung
 from nas.progress import Budget, Event
-from nas.proxy import Job, Setting, SpaceSpec
+from nas.proxy import Job, Setup, SpaceSpec
 from nas.retrain import NAMED_REFERENCES, RANDOM_REFERENCES, SAFETY, affordable_epochs, references
 from nas.space import Architecture
 from nas.store import Measurement, Store
@@ -48,7 +48,7 @@ def test_affordable_epochs_by_hand() -> None:
     assert affordable_epochs(100, [one], 1000, 1) == int(SAFETY * 50) == 42
     assert affordable_epochs(100, [one] * 4, 1000, 1) == 10
     assert affordable_epochs(100, [one] * 4, 1000, 2) == 21
-    assert affordable_epochs(100, [one] * 4, 1000, 3) == 21  # one slot has two of them
+    assert affordable_epochs(100, [one] * 4, 1000, 3) == 21  # one worker has two of them
     assert affordable_epochs(100, [one] * 4, 1000, 100) == 42
     assert affordable_epochs(100, [one, probe(seconds=6)], 1000, 2) == 14  # the slowest decides
     assert affordable_epochs(100, [one, one, probe(seconds=3)], 1000, 2) == 21  # the longest goes first: 3 beside 2 + 2
@@ -137,7 +137,7 @@ def data() -> Data:
 def executor(data: Data) -> Iterator[Executor]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with InProcess(ExecutorConfig()) as made:
-        made.use(Setting(SPEC, data, SearchConfig()))
+        made.use(Setup(SPEC, data, SearchConfig()))
         yield made
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)

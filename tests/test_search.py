@@ -35,7 +35,7 @@ from nas.ladder import Rung, budget_for
 from nas.ladder.ranker import FEW
 from nas.progress import Budget, Event, Progress
 from nas.proposer import Draw, Proposer
-from nas.proxy import Job, Outcome, Setting, SpaceSpec
+from nas.proxy import Job, Outcome, Setup, SpaceSpec
 from nas.scheduler import Scheduler
 from nas.search import Search
 from nas.space import Architecture, SearchSpace
@@ -107,7 +107,7 @@ def measured(job: Job) -> Outcome:
 class Instant(Executor):
     """Answers whoever waits, the job that came last first; keeps a list of what it was given."""
 
-    slots: int = 1
+    workers: int = 1
     answer: Callable[[Job], Outcome] = measured
     given: list[Job] = field(default_factory=list)
     dies_at: int | None = None
@@ -119,11 +119,11 @@ class Instant(Executor):
     def running(self) -> int:
         return len(self._queue)
 
-    def use(self, setting: Setting) -> None:
+    def use(self, setting: Setup) -> None:
         raise NotImplementedError
 
     def submit(self, job: Job) -> None:
-        assert self.free > 0 or self._answers == 0, "more than there are slots, other than at a resume"
+        assert self.free > 0 or self._answers == 0, "more than there are workers, other than at a resume"
         self.given.append(job)
         self._queue.append(job)
 
@@ -374,11 +374,11 @@ def test_several_objectives_have_no_best_proposal(bed: Bed, draws: list[int], di
     assert len(discarded) < 10
 
 
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_proposals_are_drawn_while_all_workers_are_busy_and_none_waits_for_more(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch, slots: int
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    executor, moments = Instant(slots, wide_is_good, concurrent=True), []
+    executor, moments = Instant(workers, wide_is_good, concurrent=True), []
     watch_draws(monkeypatch, lambda *_: moments.append((executor.free, executor.running, len(executor.given))))
     bed.drive(executor, trials=40, proposals=4)
     ahead = Counter(given for free, _, given in moments if free == 0)
@@ -422,7 +422,7 @@ def test_what_is_infeasible_is_told_once_over_all_runs(bed: Bed) -> None:
 
 def test_a_duplicate_of_a_running_candidate_is_discarded(bed: Bed, discarded: list[int]) -> None:
     space = Dials(named={"one": (5, 2), "the same": (5, 3), "another": (6, 0)})
-    executor = Instant(slots=2)
+    executor = Instant(workers=2)
     bed.drive(executor, space, trials=2)
     first, another = bed.trials()
     assert len(executor.given) == 2
@@ -445,7 +445,7 @@ def test_after_many_duplicates_in_a_row_one_point_is_drawn_at_random(bed: Bed, m
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_small_space_is_measured_whole_and_then_the_search_ends(bed: Bed, sampler: str) -> None:
-    executor = Instant(slots=2)
+    executor = Instant(workers=2)
     progress = bed.drive(executor, Dials(widths=3), trials=None, sampler=sampler)
     assert len({job.key for job in executor.given}) == len(executor.given) == progress.done == 9
     bed.drive(executor, Dials(widths=3), trials=100, sampler=sampler)
@@ -468,9 +468,9 @@ def test_a_space_of_unknown_size_ends_when_proposals_bring_nothing_new(
     assert progress.done == len(bed.trials()) == 3
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-def test_there_are_as_many_candidates_as_asked_for_and_more_may_be_asked_for(bed: Bed, slots: int) -> None:
-    executor = Instant(slots)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_there_are_as_many_candidates_as_asked_for_and_more_may_be_asked_for(bed: Bed, workers: int) -> None:
+    executor = Instant(workers)
     assert bed.drive(executor, trials=5).done == 5
     assert bed.drive(executor, trials=5).done == 5
     assert len(executor.given) == len(bed.entries()) == 5
@@ -807,18 +807,18 @@ def test_measurements_of_another_rung_or_seed_are_never_taken_for_this_one(bed: 
 # ------------------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize(("sampler", "slots"), [("random", 1), ("random", 3), ("tpe", 1)])
+@pytest.mark.parametrize(("sampler", "workers"), [("random", 1), ("random", 3), ("tpe", 1)])
 def test_a_search_killed_at_any_outcome_goes_on_as_if_nothing_had_happened(
-    beds: Callable[[], Bed], sampler: str, slots: int
+    beds: Callable[[], Bed], sampler: str, workers: int
 ) -> None:
     trials = 4 if sampler == "random" else 12  # tpe begins after ten
     settings: dict[str, Any] = {"sampler": sampler, "trials": trials, "max_params": 1603}
     space = Dials(named={"large": (90, 4), "middle": (40, 2)})
     whole = beds()
-    whole.drive(Instant(slots), space, **settings)
+    whole.drive(Instant(workers), space, **settings)
     for k in range(1, 5) if sampler == "random" else (2, 11):
         bed = beds()
-        killed, after = Instant(slots, dies_at=k), Instant(slots)
+        killed, after = Instant(workers, dies_at=k), Instant(workers)
         with pytest.raises(Killed):
             bed.drive(killed, space, **settings)
         assert len(bed.entries()) == k - 1
@@ -830,7 +830,7 @@ def test_a_search_killed_at_any_outcome_goes_on_as_if_nothing_had_happened(
         assert {e.measurement.key for e in bed.entries()} == {e.measurement.key for e in whole.entries()}
         assert set(bed.keys()) == set(whole.keys())
         assert "RUNNING" not in bed.states()
-        if slots == 1:
+        if workers == 1:
             assert bed.keys() == whole.keys()
             assert [t.values for t in bed.trials()] == [t.values for t in whole.trials()]
 
@@ -968,9 +968,9 @@ def by_rung(entries: Sequence[Entry]) -> dict[str, dict[str, float]]:
     return found
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-def test_the_best_are_measured_at_a_higher_rung_and_optuna_hears_of_the_lowest_alone(bed: Bed, slots: int) -> None:
-    bed.drive(Instant(slots, climbing), trials=60, rungs=LADDER)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_best_are_measured_at_a_higher_rung_and_optuna_hears_of_the_lowest_alone(bed: Bed, workers: int) -> None:
+    bed.drive(Instant(workers, climbing), trials=60, rungs=LADDER)
     found = by_rung(bed.entries())
     lowest, highest = found["proxy"], found["x9"]
     assert len(lowest) == 60
@@ -1010,26 +1010,26 @@ def test_nobody_is_promoted_where_few_candidates_are_wanted(bed: Bed) -> None:
     assert [job.rung.name for job in executor.given] == ["proxy"] * 2
 
 
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("rungs", [LADDER, (LADDER[0], LADDER[2])])
 def test_with_time_alone_full_training_comes_as_late_as_it_fits(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch, rungs: Sequence[Rung], slots: int
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, rungs: Sequence[Rung], workers: int
 ) -> None:
-    """A virtual clock, by which each job takes its seconds, as if its slot had been alone with it."""
+    """A virtual clock, by which each job takes its seconds, as if its worker had been alone with it."""
     now, ended = [0.0], dict[str, list[float]]()
     monkeypatch.setattr("nas.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def passing(job: Job) -> Outcome:
         outcome = climbing(job)
-        now[0] += outcome.measurement.cost["seconds"] / slots
+        now[0] += outcome.measurement.cost["seconds"] / workers
         ended.setdefault(job.rung.name, []).append(now[0])
         return outcome
 
-    bed.drive(Instant(slots, passing), trials=None, seconds=1.0, rungs=rungs)
+    bed.drive(Instant(workers, passing), trials=None, seconds=1.0, rungs=rungs)
     lowest, full = ended["proxy"], ended["x9"]
     spent = {rung.name: rung.epochs * len(ended[rung.name]) for rung in rungs}
     assert 0.2 < spent["x9"] / sum(spent.values()) < 0.7
-    before = sum(end < full[0] for end in lowest)  # nearly all newcomers, of whom the first could be chosen
+    before = sum(end < full[0] for end in lowest)  # nearly all new candidates, of whom the first could be chosen
     assert before >= 0.65 * len(lowest)
     assert 0.85 < now[0] <= 1.0 + 0.09
     if len(rungs) == 3:
@@ -1037,16 +1037,18 @@ def test_with_time_alone_full_training_comes_as_late_as_it_fits(
         assert ended["x3"][0] < 0.2
 
 
-@pytest.mark.parametrize("slots", [1, 2])
-def test_a_ladder_killed_at_any_outcome_goes_on_as_if_nothing_had_happened(beds: Callable[[], Bed], slots: int) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_ladder_killed_at_any_outcome_goes_on_as_if_nothing_had_happened(
+    beds: Callable[[], Bed], workers: int
+) -> None:
     whole = beds()
-    uninterrupted = Instant(slots, climbing)
+    uninterrupted = Instant(workers, climbing)
     whole.drive(uninterrupted, Dials(widths=12), trials=20, rungs=LADDER)
     promoted = len(by_rung(whole.entries())["x9"])
     assert promoted >= 1
     for k in range(3, len(uninterrupted.given) + 1, 3):
         bed = beds()
-        killed, after = Instant(slots, climbing, dies_at=k), Instant(slots, climbing)
+        killed, after = Instant(workers, climbing, dies_at=k), Instant(workers, climbing)
         with pytest.raises(Killed):
             bed.drive(killed, Dials(widths=12), trials=20, rungs=LADDER)
         before = {(e.measurement.key, e.measurement.rung) for e in bed.entries()}
@@ -1089,7 +1091,7 @@ def test_real_candidates_of_a_real_space_on_real_data(bed: Bed) -> None:
     limits = SearchConfig(max_params=20_000)
     try:
         with InProcess(ExecutorConfig()) as executor:
-            executor.use(Setting(spec, data, limits))
+            executor.use(Setup(spec, data, limits))
             engine = open_database(bed.url)
             records = Store(engine, STUDY)
             candidates = Candidates(spec.load(), data.input_shape, 10, limits)

@@ -31,7 +31,7 @@ from nas.auxiliary.checkpoints import strip
 from nas.auxiliary.labels import groups
 from nas.auxiliary.placement import place
 from nas.auxiliary.supervision import DeepSupervision, Losses, Teaching, Tower, course
-from nas.auxiliary.taps import Tap, listening, logits_of, rehearse
+from nas.auxiliary.taps import Tap, dry_run, listening, logits_of
 from nas.auxiliary.towers import KINDS
 from nas.config import TowersConfig
 from nas.errors import ConfigError, SpaceError
@@ -46,10 +46,10 @@ __all__ = [
     "attach",
     "cell_names",
     "course",
+    "dry_run",
     "listening",
     "logits_of",
     "place",
-    "rehearse",
     "strip",
     "supervise",
 ]
@@ -127,7 +127,7 @@ def supervise(
     labels. Raises SpaceError when the network does not name its cells, ConfigError for what does not fit it.
     """
     order = cell_names(network)
-    found = rehearse(network, order, torch.zeros(2, *input_shape))
+    found = dry_run(network, order, torch.zeros(2, *input_shape))
     cells = place(config, found.sides)
     weights = _each(config.weight, len(cells), "weight")
     labels = _each(config.labels, len(cells), "labels")

@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from nas.auxiliary import reach as reaching
 from nas.auxiliary import towers as kinds
-from nas.auxiliary.taps import Rehearsal, Tap, device_of, listening, logits_of, rehearse
+from nas.auxiliary.taps import DryRun, Tap, device_of, dry_run, listening, logits_of
 from nas.errors import ConfigError
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -196,9 +196,9 @@ class DeepSupervision(nn.Module):
         images = example.detach()[:2]
         if len(images) < 2:  # batch norm wants more than one value
             images = torch.cat([images, images])
-        self.build_from(rehearse(self.network, self._order, images))
+        self.build_from(dry_run(self.network, self._order, images))
 
-    def build_from(self, found: Rehearsal) -> None:
+    def build_from(self, found: DryRun) -> None:
         """Build the towers to fit what a dry run over all cells found.
 
         Where even the smallest size of a tower is over its share of the network's FLOPs, there is none, with a warning.
@@ -237,7 +237,7 @@ class DeepSupervision(nn.Module):
             self._segments = reaching.segments(found.positions, positions, k, self.teaching.main_reach, self._order)
         self.built = True
 
-    def _classes(self, tower: Tower, found: Rehearsal) -> int:
+    def _classes(self, tower: Tower, found: DryRun) -> int:
         classes = found.logits[0] if self._num_classes is None else self._num_classes
         if tower.labels is None:
             return classes
@@ -245,7 +245,7 @@ class DeepSupervision(nn.Module):
             raise ConfigError(f"a tower's labels map {len(tower.labels)} classes, but the network has {classes}")
         return max(tower.labels) + 1
 
-    def _budget(self, found: Rehearsal) -> float:
+    def _budget(self, found: DryRun) -> float:
         """FLOPs that one tower may have."""
         return self.teaching.share * found.flops / len(self.settings)
 

@@ -30,7 +30,7 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What a dry run found: a tap at each named module, or why there is none; the logits' shape after N; FLOPs.
 
     `positions` maps each parameter that took part to where it was used: the number of a named module for those in it
@@ -76,19 +76,19 @@ def logits_of(output: Any) -> Tensor:
     return output
 
 
-def rehearse(network: nn.Module, names: Sequence[str], images: Tensor) -> Rehearsal:
+def dry_run(network: nn.Module, names: Sequence[str], images: Tensor) -> DryRun:
     """A dry run over the named modules, by depth, that changes neither state, mode nor random state.
 
     It runs a copy, in training mode, because some modules (dropout) change a tensor in place only then. Raises
     SpaceError for a module that is not there.
     """
     device = device_of(network)
-    rehearsal = copy.deepcopy(network).train()
+    copied = copy.deepcopy(network).train()
     missing = [name for name in names if name not in dict(network.named_modules())]
     if missing:
         raise SpaceError(f"network {type(network).__name__} has no module {missing[0]!r}")
     heard: dict[str, tuple[Any, int]] = {}
-    order = _Order(rehearsal, names)
+    order = _Order(copied, names)
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -97,12 +97,12 @@ def rehearse(network: nn.Module, names: Sequence[str], images: Tensor) -> Rehear
         return hook
 
     for name in names:
-        rehearsal.get_submodule(name).register_forward_hook(note(name))
+        copied.get_submodule(name).register_forward_hook(note(name))
     counter = FlopCounterMode(display=False)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), counter:
-        output = logits_of(rehearsal(images.to(device)))
+        output = logits_of(copied(images.to(device)))
     taps = {name: _tap(name, *heard.get(name, (None, 0))) for name in names}
-    return Rehearsal(taps, tuple(output.shape[1:]), counter.get_total_flops() // len(images), order.positions)
+    return DryRun(taps, tuple(output.shape[1:]), counter.get_total_flops() // len(images), order.positions)
 
 
 def _tap(name: str, output: Any, version: int) -> Tap | SpaceError:

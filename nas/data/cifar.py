@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 in their official python layout (https://www.cs.toronto.edu/~kriz/cifar.html).
 
 The layout is Python-2 pickles. They are read with a closed unpickler: a pickle can name the few things of
-numpy that these files need, and what it gets for each is a harmless stand-in of this module, never the real
+numpy that these files need, and what it gets for each is a harmless smaller variant of this module, never the real
 one. Anything else is refused unexecuted.
 """
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from nas.config import ExecutorConfig
 from nas.executor.contract import ATTEMPTS, Executor
 from nas.executor.in_process import InProcess
-from nas.executor.over_ray import OverRay
+from nas.executor.ray_executor import RayExecutor
 
-__all__ = ["ATTEMPTS", "Executor", "InProcess", "OverRay", "start"]
+__all__ = ["ATTEMPTS", "Executor", "InProcess", "RayExecutor", "start"]
 
 
 def start(config: ExecutorConfig) -> Executor:
     """The executor that the config asks for."""
-    return InProcess(config) if config.kind == "in-process" else OverRay(config)
+    return InProcess(config) if config.kind == "in-process" else RayExecutor(config)

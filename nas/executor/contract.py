@@ -6,16 +6,16 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
-from nas.proxy import Job, Outcome, Setting
+from nas.proxy import Job, Outcome, Setup
 
 ATTEMPTS = 2
 """How often a job is tried when workers die on it, and Ray when it does not start."""
 
 
 class Executor(ABC):
-    """A pool of slots on which jobs are measured. A context manager."""
+    """A pool of workers on which jobs are measured. A context manager."""
 
-    slots: int
+    workers: int
     """How many jobs run at once."""
 
     on_gpu: bool
@@ -26,8 +26,8 @@ class Executor(ABC):
 
     @property
     def retrainings(self) -> int:
-        """How many jobs of final rungs run at once: fewer than slots where several processes share one."""
-        return self.slots
+        """How many jobs of final rungs run at once: fewer than workers where several processes share one."""
+        return self.workers
 
     @property
     @abstractmethod
@@ -37,15 +37,15 @@ class Executor(ABC):
     @property
     def free(self) -> int:
         """Slots with nothing to do."""
-        return self.slots - self.running
+        return self.workers - self.running
 
     @abstractmethod
-    def use(self, setting: Setting) -> None:
+    def use(self, setting: Setup) -> None:
         """Give all workers a setting (space and data) for the jobs to come. Nothing may be running."""
 
     @abstractmethod
     def submit(self, job: Job) -> None:
-        """Measure a job as soon as there is a free slot."""
+        """Measure a job as soon as there is a free worker."""
 
     @abstractmethod
     def wait(self, timeout: float | None = None) -> list[Outcome]:

@@ -9,13 +9,13 @@ import torch
 
 from nas.config import ExecutorConfig
 from nas.executor.contract import Executor
-from nas.proxy import Bench, Job, Outcome, Setting, tune_process
+from nas.proxy import Evaluator, Job, Outcome, Setup, tune_process
 
 
 class InProcess(Executor):
-    """One slot, in this process: for debugging, and where there is no Ray."""
+    """One worker, in this process: for debugging, and where there is no Ray."""
 
-    slots = 1
+    workers = 1
     concurrent = False
 
     def __init__(self, config: ExecutorConfig) -> None:
@@ -24,15 +24,15 @@ class InProcess(Executor):
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         self.on_gpu = self._device.type == "cuda"
         self._put_back = tune_process(config.threads)
-        self._bench: Bench | None = None
+        self._evaluator: Evaluator | None = None
         self._queue: deque[Job] = deque()
 
     @property
     def running(self) -> int:
         return len(self._queue)
 
-    def use(self, setting: Setting) -> None:
-        self._bench = Bench(setting, self._device, usable_cores())
+    def use(self, setting: Setup) -> None:
+        self._evaluator = Evaluator(setting, self._device, usable_cores())
 
     def submit(self, job: Job) -> None:
         self._queue.append(job)
@@ -40,8 +40,8 @@ class InProcess(Executor):
     def wait(self, timeout: float | None = None) -> list[Outcome]:
         if not self._queue:
             return []
-        assert self._bench is not None, "use() comes before wait()"
-        outcome = self._bench.measure(self._queue[0])
+        assert self._evaluator is not None, "use() comes before wait()"
+        outcome = self._evaluator.measure(self._queue[0])
         self._queue.popleft()
         return [outcome]
 

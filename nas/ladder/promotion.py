@@ -2,9 +2,9 @@
 
 Candidates are offered with their free features (all at once, or as they are proposed), outcomes are told as they come,
 and `next` answers with a training to start. Each rung in use has a share of the budget; the training goes to the rung
-that is the furthest behind its share, and there to the candidate with the best outlook after full training: at the
-cheapest rung one that is untrained, at a higher rung one that comes from the rung below. So whatever is learned at any
-rung steers at once which newcomers are tried.
+that is the furthest behind its share, and there to the candidate with the best predicted full score: at the cheapest
+rung one that is untrained, at a higher rung one that comes from the rung below. So whatever is learned at any rung
+steers at once which new candidates are tried.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.ladder.ranker import FEW, Beliefs, Fit, Floats, Observations, Pool, Ranker
+from nas.ladder.ranker import FEW, Fit, Floats, Observations, Pool, Prior, Ranker
 
 IDLE, RUNNING, DONE, FAILED = range(4)
 ROUNDING = 1e-9
@@ -52,7 +52,7 @@ class Policy:
     apart: float = 0.012
     least: float = 0.1
     refit: float = 0.1
-    beliefs: Beliefs = field(default_factory=Beliefs)
+    prior: Prior = field(default_factory=Prior)
 
     def divided(self, costs: Sequence[float]) -> float:
         """Full training's share of the budget where all candidates are known before the first training."""
@@ -73,7 +73,7 @@ class Promotion(Generic[Key]):
 
     `costs` are what the rungs cost in full trainings, ascending; `budget` is in full trainings and is never exceeded
     as long as no training costs more than was expected of it. `features` and `signals` name the columns of what is
-    offered and told. Rungs are counted from 0, the cheapest training. Newcomers that somebody else has chosen enter
+    offered and told. Rungs are counted from 0, the cheapest training. New candidates that the caller has chosen enter
     whatever they cost.
     """
 
@@ -90,7 +90,7 @@ class Promotion(Generic[Key]):
         self._budget = budget
         self._features, self._signals = tuple(features), tuple(signals)
         self._rungs = len(costs)
-        self._ranker = Ranker(costs, self._policy.beliefs)
+        self._ranker = Ranker(costs, self._policy.prior)
         self._generator = np.random.default_rng(seed)
         self._keys: list[Key] = []
         self._number: dict[Key, int] = {}
@@ -124,11 +124,11 @@ class Promotion(Generic[Key]):
         self._plan = None
 
     def enter(self, key: Key, features: Floats, costs: Floats) -> None:
-        """A newcomer that somebody else has chosen: offered, and in training at the cheapest rung."""
+        """A new candidate that somebody else has chosen: offered, and in training at the cheapest rung."""
         self.offer([key], np.asarray(features)[None], np.asarray(costs)[None])
         self._start(self._number[key], 0)
 
-    def recall(
+    def replay(
         self, key: Key, rung: int, score: float | None, signals: Sequence[float] = (), cost: float | None = None
     ) -> None:
         """An outcome of an earlier run, of a candidate that was offered; those at lower rungs come before."""
@@ -141,7 +141,7 @@ class Promotion(Generic[Key]):
         return tuple(self._keys)
 
     @property
-    def wants_newcomer(self) -> bool:
+    def wants_candidate(self) -> bool:
         """Whether the cheapest rung is the one furthest behind its share."""
         return not self._keys or self._by_need()[0] == 0
 
@@ -180,7 +180,7 @@ class Promotion(Generic[Key]):
         """The outcome of a training that was started; `score` None: it failed, and the candidate drops out.
 
         Higher scores are better. `cost` is what it really cost, where that is not what was expected. Who fails at the
-        cheapest rung is the worst there, so that the ranker learns which newcomers do.
+        cheapest rung is the worst there, so that the ranker learns which new candidates do.
         """
         candidate = self._number[key]
         assert self._state[candidate, rung] == RUNNING, f"{key!r} is not in training at rung {rung}"
@@ -199,7 +199,7 @@ class Promotion(Generic[Key]):
         top = [(score, -candidate) for candidate, rung, score, _ in self._told if rung == self._rungs - 1]
         return self._keys[-max(top)[1]] if top else None
 
-    def outlook(self) -> tuple[Floats, Floats]:
+    def predicted_scores(self) -> tuple[Floats, Floats]:
         """Mean and deviation of each candidate's full score, in the order of the offers."""
         if self._fit is None or len(self._fit.mean) < len(self._keys):
             self._refit()
@@ -208,10 +208,10 @@ class Promotion(Generic[Key]):
 
     @property
     def informed(self) -> bool:
-        """Whether enough outcomes of the cheapest rung are known to tell newcomers apart before training."""
+        """Whether enough outcomes of the cheapest rung are known to tell new candidates apart before training."""
         return self._scored >= FEW
 
-    def judge(self, features: Floats) -> Floats:
+    def predict(self, features: Floats) -> Floats:
         """Mean full score of candidates (n, F) that were not offered, as the ranker expects it."""
         if self._fit is None or self._has_grown:
             self._refit()
@@ -221,7 +221,7 @@ class Promotion(Generic[Key]):
     def _refit(self) -> None:
         """The ranker looks at all candidates and outcomes anew."""
         if self._pool is None or len(self._pool.row) < len(self._keys):
-            self._pool = Pool.of(self._free, self._features, self._policy.beliefs)
+            self._pool = Pool.of(self._free, self._features, self._policy.prior)
         seen = self._observations()
         self._fit = self._ranker.fit(self._pool, seen)
         self._heard = np.zeros_like(self._state, dtype=bool)
@@ -238,9 +238,9 @@ class Promotion(Generic[Key]):
         return len(self._told) + len(self._lost)
 
     def _means(self, able: NDArray[np.bool_], below: int | None = None) -> Floats:
-        """The outlook's means, by the last fit if it will do, else by a new one.
+        """The predicted score's means, by the last fit if it will do, else by a new one.
 
-        Who goes on from the rung `below` waits until a fit knows the score there. Newcomers (None) are all compared.
+        A candidate at the rung `below` waits until a fit knows its score there. New candidates (None) are all compared.
         """
 
         def known() -> NDArray[np.bool_]:
@@ -283,7 +283,7 @@ class Promotion(Generic[Key]):
         return self._plan
 
     def _best(self, rung: int) -> int | None:
-        """The candidate with the best outlook among those that may be trained at this rung now and can be paid."""
+        """The candidate with the best predicted score among those that can be trained at this rung now."""
         top = self._rungs - 1
         left = self._budget - self.spent
         state = self._state
@@ -298,8 +298,8 @@ class Promotion(Generic[Key]):
         able &= self._costs[:, rung] <= left + ROUNDING
         if not able.any():
             return None
-        outlook = self._means(able, rung - 1 if rung else None)
-        return self._first(able, outlook - self._crowded() if rung == 0 else outlook)
+        predicted_scores = self._means(able, rung - 1 if rung else None)
+        return self._first(able, predicted_scores - self._crowded() if rung == 0 else predicted_scores)
 
     def _awaited(self) -> bool:
         """Whether the next full training is the last one planned, and outcomes that it should be chosen by are due."""
@@ -359,27 +359,29 @@ def last_rounds(seconds: float, full: float, share: float) -> int:
     return math.floor(share * seconds / full)
 
 
-def due(left: float, whole: float, full: float, newcomer: float, workers: int, promoted: int, share: float) -> bool:
+def due(
+    left: float, whole: float, full: float, new_candidate: float, workers: int, promoted: int, share: float
+) -> bool:
     """Whether full training is due where time ends the search: as late as the planned rounds still fit.
 
-    Seconds `left` of the `whole`; a `full` training and a `newcomer` take so many on one of the workers; `promoted`
-    full trainings were begun. The later they are chosen, the more candidates they are chosen among.
+    Seconds `left` of the `whole`; `full` and `new_candidate` are the seconds of a full training and of a new candidate
+    on one of the workers; `promoted` full trainings were begun. A later choice is made among more candidates.
     """
     planned = [workers * last_rounds(whole, full, share) - promoted, workers * last_rounds(left, full, share)]
     missing = max(planned)  # by what is left alone, where those of before were more than the workers now would have had
-    return missing > 0 and left < math.ceil(missing / workers) * full + 2 * newcomer
+    return missing > 0 and left < math.ceil(missing / workers) * full + 2 * new_candidate
 
 
-def budget_for(newcomers: int, costs: Sequence[float], policy: Policy | None = None) -> tuple[int, int, float]:
-    """(rungs, promoted, budget) of a ladder that so many newcomers enter: full trainings are what the policy adds.
+def budget_for(new_candidates: int, costs: Sequence[float], policy: Policy | None = None) -> tuple[int, int, float]:
+    """(rungs, promoted, budget) of a ladder that so many new candidates enter: full trainings are what the policy adds.
 
     `costs` ascend, in any unit; the budget is in trainings at the highest rung that is left. A rung is left out for
     which not even one training would be due. One rung: nobody is promoted.
     """
     for count in range(len(costs), 1, -1):
         full = (policy or Policy()).share(costs[:count])
-        below = newcomers * costs[0] / costs[count - 1] * (count - 1)
+        below = new_candidates * costs[0] / costs[count - 1] * (count - 1)
         promoted = round(below * full / (1 - full))
         if promoted >= 1:
             return count, promoted, below + promoted
-    return 1, 0, float(newcomers)
+    return 1, 0, float(new_candidates)

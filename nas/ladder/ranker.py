@@ -41,7 +41,7 @@ at the cheapest rung, below which nothing is said of the untrained."""
 
 
 @dataclass(frozen=True)
-class Beliefs:
+class Prior:
     """What the ranker presumes before it sees outcomes. Scores are thought of in standard deviations at their rung."""
 
     size_slope: float = 0.5  # per e-fold of parameters, after full training
@@ -87,13 +87,13 @@ class Pool:
     readings: tuple[Reading, ...] = ()  # what `values` were read by
 
     @classmethod
-    def of(cls, features: Floats, names: Sequence[str], beliefs: Beliefs | None = None) -> Pool:
+    def of(cls, features: Floats, names: Sequence[str], prior: Prior | None = None) -> Pool:
         """From (candidates, features). Features that are constant or never known are left out; a missing one is median.
 
         Positive features that vary by more than half are taken as logarithms, as sizes always are; others are
         standardised, unless they are choices.
         """
-        beliefs = beliefs or Beliefs()
+        prior = prior or Prior()
         features = np.asarray(features, dtype=np.float64)
         readings, kinds = [], []
         for place, name in enumerate(names):
@@ -111,9 +111,9 @@ class Pool:
         if not readings:
             nothing, alike = np.zeros(0), np.zeros(len(features), np.int64)
             return cls(np.zeros((1, 0)), nothing, nothing, alike, alike, nothing.astype(bool))
-        together = {"params": 1.0, "choice": beliefs.choice_doubt, "other": 1.0}
+        together = {"params": 1.0, "choice": prior.choice_doubt, "other": 1.0}
         doubts = np.array([together[kind] / math.sqrt(kinds.count(kind)) for kind in kinds])
-        slopes = np.array([beliefs.size_slope if kind == "params" else 0.0 for kind in kinds])
+        slopes = np.array([prior.size_slope if kind == "params" else 0.0 for kind in kinds])
         read = np.stack([one.read(features) for one in readings], axis=1)
         kin = np.array([names[one.place] in FREE for one in readings])
         values, row = _distinct(read)
@@ -175,8 +175,8 @@ class Points:
 class Ranker:
     """Predicts full scores, in standard deviations. `costs` of the rungs ascend; the last is of full training."""
 
-    def __init__(self, costs: Sequence[float], beliefs: Beliefs | None = None) -> None:
-        self._beliefs = told = beliefs or Beliefs()
+    def __init__(self, costs: Sequence[float], prior: Prior | None = None) -> None:
+        self._prior = told = prior or Prior()
         thirds = np.log(np.asarray(costs, dtype=np.float64) / costs[-1]) / math.log(3)  # 0 at full training, else < 0
         apart = np.abs(thirds[:, None] - thirds[None])
         self._share = np.clip(told.family + told.family_fade * thirds, 0.05, None)
@@ -199,7 +199,7 @@ class Ranker:
         kept = self.kept(pool, pool.values)
         points = Points(pool.values[pool.row[at]], rung, kept[pool.row[at]])
         known = self._kernel(pool, points, points)
-        known += self._beliefs.level * (rung[:, None] == rung[None])
+        known += self._prior.level * (rung[:, None] == rung[None])
         same = at[:, None] == at[None]
         known += self._own(rung[:, None], rung[None], points.kept) * same
         factor = cho_factor(known + 1e-6 * np.eye(len(at)), lower=True)
@@ -222,13 +222,13 @@ class Ranker:
 
     def kept(self, pool: Pool, values: Floats) -> Floats:
         """What is left of the family share of candidates (N, F): all where nobody shares their size, else less."""
-        least = self._beliefs.family_common
+        least = self._prior.family_common
         return least + (1 - least) / np.maximum(pool.members(values), 1)
 
     def _own(self, one_rung: Ints | int, other_rung: Ints | int, kept: Floats) -> Floats:
         """Covariance of a candidate's own part at two rungs, where `kept` of the family share is left to its family."""
         left = np.sqrt((1 - self._share[one_rung] * kept) * (1 - self._share[other_rung] * kept))
-        return np.asarray(left * self._own_kept[one_rung, other_rung] + self._beliefs.noise * (one_rung == other_rung))
+        return np.asarray(left * self._own_kept[one_rung, other_rung] + self._prior.noise * (one_rung == other_rung))
 
     def _to_full(self, pool: Pool, values: Floats, kept: Floats, seen: Points) -> Floats:
         """Covariance of full scores of candidates with these values with the outcomes that were seen."""
@@ -275,7 +275,7 @@ class Ranker:
         from scipy.spatial.distance import cdist
 
         rungs = one.rung[:, None], other.rung[None]
-        apart = cdist(one.values[:, pool.kin], other.values[:, pool.kin], "sqeuclidean") / self._beliefs.family_width**2
+        apart = cdist(one.values[:, pool.kin], other.values[:, pool.kin], "sqeuclidean") / self._prior.family_width**2
         alike = self._family[rungs] * np.exp(-0.5 * np.minimum(apart, 100.0))
         alike *= np.sqrt(one.kept[:, None] * other.kept[None])
         slopes = self._slopes[rungs] * (one.values * pool.doubts**2 @ other.values.T)

@@ -45,8 +45,9 @@ class Rung:
     `as_costly_as` names towers, training has as many more steps as these would have cost. `free` rungs train nothing:
     they read what an untrained network shows.
 
-    With `shrink` or `width` not 1 a stand-in is trained in the candidate's place: on images with so many pixels a side
-    averaged into one, with this share of its channels. Parameters, FLOPs, memory and latency are the candidate's.
+    With `shrink` or `width` not 1, a low-fidelity variant is trained in the candidate's place: on images with so many
+    pixels a side averaged into one, with this share of its channels. Parameters, FLOPs, memory and latency are those of
+    the candidate.
     `share` is what an image costs then, of what it costs the candidate itself, in the mean over the space.
 
     A rung of `seconds` trains every candidate for that long on one worker: its jobs say how many steps that is for
@@ -77,7 +78,7 @@ class Rung:
         return self.recipe.epochs
 
     @property
-    def stands_in(self) -> bool:
+    def is_variant(self) -> bool:
         """Whether something smaller is trained in the candidate's place."""
         return self.shrink != 1 or self.width != 1
 
@@ -91,7 +92,7 @@ class Rung:
         """Names this rung and all that a score at it depends on."""
         text = f"{self.recipe.model_dump_json()}{self.towers.model_dump_json()}{self.final}{self.init or ''}"
         text += f"{'truth' if self.truth else ''}{'free' if self.free else ''}"
-        text += f"{self.shrink}/{self.width}" if self.stands_in else ""
+        text += f"{self.shrink}/{self.width}" if self.is_variant else ""
         text += "" if self.as_costly_as is None else self.as_costly_as.model_dump_json()
         text += "" if self.seconds is None else f"{self.seconds:g} s"
         text += f"{'whole' if self.whole else ''}{'timing' if self.timing else ''}"
@@ -117,7 +118,8 @@ def rungs(config: Config, train_images: int, most: int | None = None, share: flo
     """The trained rungs, lowest first: the proxy, then `ladder.factor` times the epochs each, full training at most.
 
     `most` is that limit in epochs; None: as [retrain] has it. A rung that it brings closer than half the factor to the
-    one below is left out: it would tell little more. Only the lowest trains stand-ins, at this `share` of the cost.
+    one below is left out: it would tell little more. Only the lowest trains low-fidelity variants, at this `share` of
+    the cost.
     """
     lowest = proxy_rung(config, train_images, share)
     full = most or retrain_epochs(config.retrain, train_images)

@@ -39,7 +39,7 @@ from nas.config import Config, ExecutorConfig
 from nas.driver import driving
 from nas.executor import Executor
 from nas.progress import Event
-from nas.proxy import Job, Outcome, Setting
+from nas.proxy import Job, Outcome, Setup
 from nas.search import Search
 from nas.store import Measurement, Proposal, Store, open_database
 
@@ -113,8 +113,8 @@ class Course:
     def __call__(self, event: Event) -> None:
         if event.measurement is not None:
             now = time.perf_counter() - self._begin
-            newcomer = bool(event.name and event.name.count(" ") == 1)
-            self.rows.append({"seconds": now - Timed.seconds, "sampler": Timed.seconds, "newcomer": newcomer})
+            new_candidate = bool(event.name and event.name.count(" ") == 1)
+            self.rows.append({"seconds": now - Timed.seconds, "sampler": Timed.seconds, "newcomer": new_candidate})
 
 
 def config(folder: Path, **search: Any) -> Config:
@@ -157,8 +157,8 @@ class Virtual(Executor):
 
     on_gpu = False
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
         self._flying: list[tuple[float, int, Job]] = []
         self._skipped = 0.0
         self._chance = np.random.default_rng(0)
@@ -174,7 +174,7 @@ class Virtual(Executor):
     def running(self) -> int:
         return len(self._flying)
 
-    def use(self, setting: Setting) -> None: ...
+    def use(self, setting: Setup) -> None: ...
 
     def submit(self, job: Job) -> None:
         seconds = TRAINING * job.rung.epochs * math.exp(self._chance.normal(-(SPREAD**2) / 2, SPREAD))
@@ -202,7 +202,7 @@ def signals(chance: np.random.Generator) -> dict[str, float]:
 
 
 def cluster(workers: int, rounds: int) -> list[dict[str, Any]]:
-    """How busy so many workers are, from when all have begun to the last time that a newcomer is sent to one."""
+    """How busy so many workers are, from when all have begun to the last time that a new candidate is sent to one."""
     with tempfile.TemporaryDirectory() as folder, sampler_timed():
         wanted = config(Path(folder), trials=workers * rounds).model_copy(
             update={"executor": ExecutorConfig(kind="in-process")}

@@ -32,7 +32,7 @@ from nas.data import Data, Images, load
 from nas.data.split import statistics as channel_statistics
 from nas.ladder import Rung
 from nas.progress import Budget, Event
-from nas.proxy import Job, Setting, SpaceSpec
+from nas.proxy import Job, Setup, SpaceSpec
 from nas.store import Measurement, Store, open_database
 from search_spaces.inception import CellArchitecture, InceptionArchitecture, InceptionSettings, InceptionSpace
 
@@ -165,7 +165,7 @@ class Laboratory:
             with executor.start(ExecutorConfig(kind=self._kind)) as workers:
                 for group in groups.values():
                     spec = SpaceSpec.of("inception", group[0].arm.space)
-                    workers.use(Setting(spec, self._data, SearchConfig()))
+                    workers.use(Setup(spec, self._data, SearchConfig()))
                     records = self._records(group[0].arm)
                     jobs = {one.job: f"{one.arm.cells} cells, {one.arm.name}, {one.epochs} epochs" for one in group}
                     retrain.measure(jobs, workers, records, Budget(records, None), tell, "ablation")

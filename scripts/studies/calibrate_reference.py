@@ -71,10 +71,10 @@ def main_arms() -> tuple[truth.Arm, ...]:
     return (*usual[:-1], full, third, truth.Arm(towered, (0,), first=24), truth.Arm(longer, (0,), first=24))
 
 
-def thinner() -> tuple[truth.Arm, ...]:
+def half_width() -> tuple[truth.Arm, ...]:
     """Proxies without towers, of the network itself and of one of half its width; the truth is the table's."""
     own = [arm for arm in main_arms() if arm.rung.towers == truth.NONE and arm.first is None]
-    thin = [arm for arm in truth.arms({}, NARROW, FULL, (1, 3), 2, 2, width=0.5) if arm.rung.stands_in]
+    thin = [arm for arm in truth.arms({}, NARROW, FULL, (1, 3), 2, 2, width=0.5) if arm.rung.is_variant]
     return (*own, *thin)
 
 
@@ -145,7 +145,7 @@ def plan(which: str, data: Data, architectures: int, is_small: bool) -> truth.Pl
     spec = SpaceSpec.of("inception", SPACE)
     seed = PILOT_SEED if which == "pilot" else TABLE_SEED
     chosen = truth.random_architectures(spec.load(), architectures, seed)
-    arms = {"pilot": pilot, "collect": main_arms, "thinner": thinner, "nine": nine}[which]()
+    arms = {"pilot": pilot, "collect": main_arms, "thinner": half_width, "nine": nine}[which]()
     return truth.Plan(spec, data, chosen, small(arms) if is_small else arms)
 
 

@@ -35,7 +35,7 @@ from nas import executor, ladder, leaderboard, retrain, truth
 from nas.config import Config, DataConfig, ExecutorConfig, ProxyConfig, RetrainConfig, SearchConfig, SpaceConfig
 from nas.data import load
 from nas.progress import Budget, Event
-from nas.proxy import Job, Setting, SpaceSpec
+from nas.proxy import Job, Setup, SpaceSpec
 from nas.store import Store, existing_store, open_database
 
 BASELINES = ("hyperband", "tpe")
@@ -136,7 +136,7 @@ def retrained(given: argparse.Namespace) -> pd.DataFrame:
                 job = Job.of(space.architecture_type.from_json(row["definition"]), rung, seed)
                 jobs[job] = f"{row['method']} {row['run']}, seed {seed}"
                 frame.append({**row, "seed": seed, "key": job.key})
-        workers.use(Setting(spec, data, SearchConfig()))
+        workers.use(Setup(spec, data, SearchConfig()))
         if not given.report:
             retrain.measure(jobs, workers, records, Budget(records, None), tell, "retrain")
     known = {(m.key, m.seed): m for m in (e.measurement for e in records.all()) if m.rung == rung.key}

@@ -50,7 +50,7 @@ from nas.config import Recipe, SearchConfig, TowersConfig
 from nas.executor import Executor
 from nas.ladder import Rung
 from nas.progress import Budget
-from nas.proxy import Job, Outcome, Setting
+from nas.proxy import Job, Outcome, Setup
 from nas.scheduler import POLICY
 from nas.search import Search
 from nas.store import Store, open_database
@@ -195,7 +195,7 @@ class Clock(Budget):
 class Worker(Executor):
     """One worker, who has the surrogate's answer at once and lets the clock go on."""
 
-    slots, on_gpu, concurrent = 1, False, False
+    workers, on_gpu, concurrent = 1, False, False
 
     def __init__(
         self, surrogate: Surrogate, clock: Clock, networks: Mapping[str, Any], towers: bool, seed: int
@@ -208,7 +208,7 @@ class Worker(Executor):
     def running(self) -> int:
         return len(self._queue)
 
-    def use(self, setting: Setting) -> None:
+    def use(self, setting: Setup) -> None:
         raise NotImplementedError
 
     def submit(self, job: Job) -> None:

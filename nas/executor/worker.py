@@ -1,4 +1,4 @@
-"""A worker that trains: what lives in a Ray actor, one a slot."""
+"""A worker that trains: what lives in a Ray actor, one a worker."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from nas.errors import JobError
-from nas.proxy import Bench, Job, Outcome, tune_process
+from nas.proxy import Evaluator, Job, Outcome, tune_process
 
 
-class Slot:
-    """A device, for as long as the executor has this formation, and the bench of the setting in use."""
+class Worker:
+    """A device, for as long as the executor has this formation, and the evaluator of the setting in use."""
 
     def __init__(self, gpus: float, threads: int, cores: int) -> None:
         import ray
@@ -26,27 +26,27 @@ class Slot:
         tune_process(threads)
         self._cores = cores
         self._gpu_ids = [int(one) for one in ids]
-        self._bench: Bench | None = None
+        self._evaluator: Evaluator | None = None
         self._fault = "no setting was given"
 
     def use(self, setting: Sequence[Any]) -> None:
         """Takes a setting, given as a reference."""
         import ray
 
-        self._bench = None
+        self._evaluator = None
         try:
-            self._bench = Bench(ray.get(setting[0]), self._device, self._cores)
+            self._evaluator = Evaluator(ray.get(setting[0]), self._device, self._cores)
         except Exception as error:  # told with the first job: a call that nobody waits for has nobody to tell
             self._fault = f"{type(error).__name__}: {error}"
 
     def measure(self, job: Job, alone: bool = False) -> Outcome:
         """The job's outcome. `alone`, it may have the whole GPU, of which the others give back what they can."""
-        if self._bench is None:
+        if self._evaluator is None:
             raise JobError(f"a worker could not be set up: {self._fault}")
         if self._share is not None:
             torch.cuda.set_per_process_memory_fraction(1.0 if alone else self._share)
         try:
-            return self._bench.measure(job)
+            return self._evaluator.measure(job)
         except torch.AcceleratorError:
             os._exit(1)  # the device's context is lost for this process: a new worker gets a new one
         finally:

@@ -10,7 +10,7 @@ import torch
 from nas.errors import CandidateError, JobError
 from nas.executor.contract import ATTEMPTS
 from nas.parallel import Shard
-from nas.proxy import Bench, Job, Outcome, tune_process
+from nas.proxy import Evaluator, Job, Outcome, tune_process
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -18,11 +18,11 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a space's settings may hold paths relative to where the command was given
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # where one process is lost the others may wait for it for ever
 }
-"""Of the crew, and of all that it starts."""
+"""Of the data-parallel trainer, and of all that it starts."""
 
 
-class Crew:
-    """What lives in a Ray actor in place of all slots: has each job done by so many processes together.
+class DataParallelTrainer:
+    """What lives in a Ray actor in place of all workers: has each job done by so many processes together.
 
     It does no work itself. Ray Train starts the processes for each job, and ends them with it.
     """
@@ -38,7 +38,7 @@ class Crew:
         self._setting = setting
 
     def ready(self) -> None:
-        """Returns when the crew's actor runs."""
+        """Returns when the data-parallel trainer's actor runs."""
 
     def measure(self, job: Job, alone: bool = True) -> Outcome:
         """The job's outcome; it is tried again where a process is lost. Raises JobError where none can be started."""
@@ -108,12 +108,12 @@ def train_together(config: Mapping[str, Any]) -> Outcome | None:
     tune_process(config["threads"])
     try:
         device = get_device() if torch.cuda.is_available() else torch.device("cpu")  # GPUs may be only declared
-        bench = Bench(ray.get(config["setting"][0]), device)
+        evaluator = Evaluator(ray.get(config["setting"][0]), device)
     except Exception as error:
         raise JobError(f"a worker could not be set up: {type(error).__name__}: {error}") from error
     shard = Shard.of_this_process()
     try:
-        outcome = bench.measure(config["job"], shard)
+        outcome = evaluator.measure(config["job"], shard)
     except Exception as error:  # of any class, which none of Ray's processes need know
         raise RuntimeError(f"{type(error).__name__}: {error}") from None
     if outcome.measurement.status != "done":

@@ -12,11 +12,11 @@ from nas.config import ExecutorConfig
 from nas.errors import ConfigError, JobError
 from nas.executor import cluster
 from nas.executor.contract import ATTEMPTS, Executor
-from nas.executor.crew import ENVIRONMENT, Crew
-from nas.executor.slot import Slot
-from nas.proxy import Job, Outcome, Setting
+from nas.executor.data_parallel import ENVIRONMENT, DataParallelTrainer
+from nas.executor.worker import Worker
+from nas.proxy import Job, Outcome, Setup
 
-STILLBORN = 3
+MAX_WORKER_START_FAILURES = 3
 """So many workers in a row may die as they start; one more, and none is expected to live."""
 
 START = 120.0
@@ -32,14 +32,14 @@ class Try:
     alone: bool = False
 
 
-class OverRay(Executor):
-    """Long-lived actors, one a slot, on a local Ray or an existing cluster.
+class RayExecutor(Executor):
+    """Long-lived actors, one a worker, on a local Ray or an existing cluster.
 
     A worker that dies is replaced and its job tried once more: the unit of work is idempotent. A job for which there
     was too little memory on a GPU that several workers share is tried once more when nothing else runs.
 
-    Where several processes train a network together, jobs of final rungs wait until nothing else runs; then a crew
-    takes the place of the slots, and does them one after the other, until there are other jobs again.
+    Where several processes train a network together, jobs of final rungs wait until nothing else runs. Then a
+    data-parallel trainer takes the place of the workers, and does them one after the other, until there are other jobs.
     """
 
     processes: int
@@ -52,7 +52,7 @@ class OverRay(Executor):
         if self._started_ray:
             cluster.start_ray(self._ray, config)
         try:
-            self.slots, self._gpus = self._plan()
+            self.workers, self._gpus = self._plan()
             self.on_gpu = self._gpus > 0
             self.processes = self._plan_together()
         except BaseException:
@@ -65,7 +65,7 @@ class OverRay(Executor):
         self._flying: dict[Any, tuple[Try, Any]] = {}
         self._setting: Any = None
         self._sign_of_life = time.monotonic()
-        self._stillborn = 0
+        self._start_failures = 0
         self._form(together=False)  # they import torch while the driver loads the data
 
     @property
@@ -74,9 +74,9 @@ class OverRay(Executor):
 
     @property
     def retrainings(self) -> int:
-        return self.slots if self.processes == 1 else 1
+        return self.workers if self.processes == 1 else 1
 
-    def use(self, setting: Setting) -> None:
+    def use(self, setting: Setup) -> None:
         assert not self.running, "use() comes between jobs"
         self._setting = self._ray.put(setting)
         for actor in self._actors:
@@ -120,7 +120,7 @@ class OverRay(Executor):
                 self._ray.shutdown()
 
     def _plan(self) -> tuple[int, float]:
-        """Number of slots and GPUs for each, from the config and what the cluster's machines have."""
+        """Number of workers and GPUs for each, from the config and what the cluster's machines have."""
         config = self._config
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         cpus = max(int(machine.get("CPU", 0)) for machine in machines)
@@ -134,38 +134,38 @@ class OverRay(Executor):
         room = sum(cluster.room(machine, config.threads, share) for machine in machines)
         if config.workers is not None and config.workers > room:
             raise ConfigError(f"executor.workers asks for {config.workers} workers, but Ray has room for {room}")
-        slots = config.workers or room
-        self._cores = min(cpus, slots * config.threads)
-        return slots, share
+        workers = config.workers or room
+        self._cores = min(cpus, workers * config.threads)
+        return workers, share
 
     def _plan_together(self) -> int:
-        """Number of processes that retrain one network together: as many as the slots have GPUs, unless told."""
+        """Number of processes that retrain one network together: as many as the workers have GPUs, unless told."""
         wanted, threads = self._config.retrain_workers, self._config.threads
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         room = sum(cluster.room(machine, threads, 1 if self.on_gpu else 0) for machine in machines)
         if wanted is None:
-            return max(1, min(room, math.ceil(self.slots * self._gpus - 1e-9)))
+            return max(1, min(room, math.ceil(self.workers * self._gpus - 1e-9)))
         if wanted > max(1, room):
             raise ConfigError(f"executor.retrain_workers asks for {wanted} processes, but Ray has room for {room}")
         return wanted
 
     def _form(self, together: bool) -> None:
-        """End all workers and start others: one a slot, or the crew that does each job together."""
+        """End all workers and start others: one a worker, or the data-parallel trainer that does each job together."""
         self._end_actors()
         for gone in (self._actors, self._idle, self._starting):
             gone.clear()
         self._together = together
         self._sign_of_life = time.monotonic()
-        for _ in range(1 if together else self.slots):
+        for _ in range(1 if together else self.workers):
             self._add_actor()
 
     def _add_actor(self) -> None:
         threads = self._config.threads
         if self._together:
-            remote = self._ray.remote(Crew).options(num_cpus=0, runtime_env={"env_vars": ENVIRONMENT})
+            remote = self._ray.remote(DataParallelTrainer).options(num_cpus=0, runtime_env={"env_vars": ENVIRONMENT})
             actor = remote.remote(self.processes, self.on_gpu, threads)
         else:
-            remote = self._ray.remote(Slot).options(num_cpus=threads, num_gpus=self._gpus)
+            remote = self._ray.remote(Worker).options(num_cpus=threads, num_gpus=self._gpus)
             actor = remote.remote(self._gpus, threads, self._cores)
         if self._setting is not None:
             actor.use.remote([self._setting])  # an actor's calls run in order: before any job
@@ -178,12 +178,14 @@ class OverRay(Executor):
         try:
             self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            self._stillborn += 1
-            if self._stillborn > STILLBORN:
-                raise JobError(f"{self._stillborn} workers in a row died as they started: see Ray's logs") from error
+            self._start_failures += 1
+            if self._start_failures > MAX_WORKER_START_FAILURES:
+                raise JobError(
+                    f"{self._start_failures} workers in a row died as they started: see Ray's logs"
+                ) from error
             self._replace(actor, error)
         else:
-            self._stillborn = 0
+            self._start_failures = 0
             self._idle.append(actor)
 
     def _replace(self, actor: Any, error: Exception) -> None:

@@ -31,7 +31,9 @@ SIBLINGS = ("one", "three_reduce", "five_reduce")
 """In the order in which they stand in the one convolution that they are."""
 
 
-def narrower(architecture: InceptionArchitecture, network: InceptionNetwork, step: int) -> list[InceptionArchitecture]:
+def prune_path(
+    architecture: InceptionArchitecture, network: InceptionNetwork, step: int
+) -> list[InceptionArchitecture]:
     """Ever narrower architectures, each without the group of channels that matters least to the one before.
 
     A group is what brings one width down to the next multiple of `step`. It matters as much as its channels do on the
@@ -65,7 +67,7 @@ def importance(unit: ConvUnit) -> Tensor:
     return unit.conv.weight.detach().abs().sum((1, 2, 3)) + unit.conv.bias.detach().abs()
 
 
-def narrowed(
+def pruned_weights(
     architecture: InceptionArchitecture, network: InceptionNetwork, smaller: InceptionArchitecture
 ) -> dict[str, Tensor]:
     """The state dict of `smaller`: of each layer of `network`, the most important channels."""
