@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas.auxiliary import DeepSupervision, Tap, cell_names, course, place, rehearse, supervise, towers
+from nas.auxiliary import DeepSupervision, Tap, cell_names, course, dry_run, place, supervise, towers
 from nas.config import TowersConfig
 from nas.errors import ConfigError, SpaceError
 from search_spaces.inception import InceptionSettings, InceptionSpace
@@ -331,7 +331,7 @@ def test_a_dry_run_that_fails_leaves_the_network_as_it_was() -> None:
     network.layer2.training = False
     before, random = snapshot(network), torch.get_rng_state()
     with pytest.raises(RuntimeError):
-        rehearse(network, ["layer1"], torch.zeros(2, 5, 16, 16))
+        dry_run(network, ["layer1"], torch.zeros(2, 5, 16, 16))
     assert same(before, network.state_dict())
     assert [name for name, module in network.named_modules() if not module.training] == ["layer2"]
     assert torch.equal(random, torch.get_rng_state())

@@ -436,7 +436,7 @@ def test_light_and_linear_towers_keep_to_their_share(
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         model = supervise(network, config, (1, 16, 16), classes)
-    wanted = auxiliary.place(config, auxiliary.rehearse(network, network.cell_names, torch.zeros(2, 1, 16, 16)).sides)
+    wanted = auxiliary.place(config, auxiliary.dry_run(network, network.cell_names, torch.zeros(2, 1, 16, 16)).sides)
     assert 0 <= model.share <= share
     assert set(model.cells) <= set(wanted)
     left_out = len(wanted) - len(model.cells)

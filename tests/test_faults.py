@@ -30,7 +30,7 @@ from nas.errors import ConfigError, SpaceError
 from nas.space import Architecture, SearchSpace
 
 SPACE = '''
-"""The Inception space; each network notes in a file when its training begins (with more than the images of a dry run)."""
+"""The Inception space; each network notes in a file when its training begins (with more images than a dry run)."""
 from pathlib import Path
 from search_spaces.inception import InceptionSettings, InceptionSpace
 

@@ -80,7 +80,7 @@ def test_each_module_has_the_parameters_of_table_1(network: InceptionNetwork) ->
 
 
 def test_each_module_has_the_output_of_table_1(network: InceptionNetwork) -> None:
-    found = auxiliary.rehearse(network, network.cell_names, torch.zeros(1, *INPUT_SHAPE))
+    found = auxiliary.dry_run(network, network.cell_names, torch.zeros(1, *INPUT_SHAPE))
     taps = [found.tap(name) for name in network.cell_names]
     shapes = {name: (tap.channels, tap.height, tap.width) for name, tap in zip(WIDTHS, taps, strict=True)}
     assert shapes == {name: (width, SIZES[name[0]], SIZES[name[0]]) for name, width in WIDTHS.items()}
