@@ -26,19 +26,19 @@ from nas import leaderboard
 from nas.config import Config
 from nas.errors import ExperimentError
 from nas.leaderboard import Record
+from nas.search.time_plan import search_share
 from nas.store import Measurement, Store, existing_store
-from nas.time_plan import search_share
 from search_spaces import systems
 
 if TYPE_CHECKING:
     import optuna
 
-    from nas.calibrated import Calibrated
     from nas.data import Data
     from nas.export import Exported
-    from nas.plan import Plan
     from nas.progress import Listener, Progress
+    from nas.proxy_fidelity.calibrated import Calibrated
     from nas.space import Architecture, SearchSpace, Shape
+    from nas.steps.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,9 @@ class Experiment:
 
     def run(self) -> Exported:
         """Search, retrain and export. A time budget covers all three steps."""
-        from nas import export, pipeline
-        from nas.driver import driving
+        from nas import export
+        from nas.steps import pipeline
+        from nas.steps.driver import driving
 
         def usable(space: SearchSpace, data: Data) -> None:
             export.check(self.config.export, self.folder / "export")
@@ -196,8 +197,8 @@ class Experiment:
         Returns:
             The state of the search at its end.
         """
-        from nas import pipeline
-        from nas.driver import driving
+        from nas.steps import pipeline
+        from nas.steps.driver import driving
 
         config = self._changed(search__trials=trials, search__time=time, search__calibrate=calibrate)
         with driving(config, self.listen) as driver:
@@ -216,8 +217,9 @@ class Experiment:
         Returns:
             The measurements of the winner.
         """
-        from nas import pipeline, weights
-        from nas.driver import driving
+        from nas.evaluation import weights
+        from nas.steps import pipeline
+        from nas.steps.driver import driving
 
         start = None if init is None else weights.read(Path(init))
         config = self._changed(retrain__seeds=seeds)
@@ -246,8 +248,8 @@ class Experiment:
         Raises:
             VerificationError: A file does not do what the trained network does.
         """
-        from nas import pipeline, pruned
-        from nas.driver import driving
+        from nas.steps import pipeline, pruned
+        from nas.steps.driver import driving
 
         pipeline.check_together(ensemble, early_exit, prune)
 
@@ -261,7 +263,7 @@ class Experiment:
 
     def plan(self) -> Plan:
         """Predict how long `run` takes: train a few candidates for seconds, write nothing."""
-        from nas import plan
+        from nas.steps import plan
 
         return plan.plan(self.config, self.listen)
 
@@ -270,12 +272,12 @@ class Experiment:
 
         Args:
             to: Output folder; None: ``calibration`` in the folder of the experiment.
-            wanted: The fields of `nas.truth.Wanted`.
+            wanted: The fields of `nas.steps.truth.Wanted`.
 
         Returns:
             The file of the table.
         """
-        from nas import truth
+        from nas.steps import truth
 
         return truth.gather(self.config, truth.Wanted(**wanted), to or self.folder / "calibration", self.listen)
 
@@ -302,8 +304,9 @@ class Experiment:
         Raises:
             ExperimentError: The experiment has not begun.
         """
-        from nas import complexity, study
-        from nas.state import SearchState
+        from nas.evaluation import complexity
+        from nas.search import study
+        from nas.search.state import SearchState
 
         records = self._records()
         if records is None or records.fact("meaning") is None:
@@ -319,7 +322,7 @@ class Experiment:
 
     def calibration(self) -> Calibrated | None:
         """How well the proxy ranks; None if the search was not calibrated (``search.calibrate``)."""
-        from nas.calibrated import Calibrated
+        from nas.proxy_fidelity.calibrated import Calibrated
 
         records = self._records()
         return Calibrated.of_fact(records.fact("calibration") if records is not None else None)
@@ -338,7 +341,8 @@ class Experiment:
         Raises:
             ExperimentError: There is no such architecture.
         """
-        from nas import auxiliary, complexity
+        from nas import auxiliary
+        from nas.evaluation import complexity
 
         space, (shape, classes) = self._space(), self._image()
         architecture = self._find(what, space)

@@ -2,7 +2,7 @@
 
 A proposal is a point of the search space that a search considered. A measurement is named by (architecture, rung, seed)
 and is written once: adding it again changes nothing. A decision is a small JSON value under a name. Every write is
-durable when the method returns. `nas.state` computes the state of a search from the record.
+durable when the method returns. `nas.search.state` computes the state of a search from the record.
 
 Only the driver writes. `nas.lease` says who the driver is.
 """

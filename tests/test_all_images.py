@@ -14,11 +14,11 @@ from PIL import Image
 
 from nas.config import Config, DataConfig, Recipe, RetrainConfig, TowersConfig
 from nas.data import Data, load
-from nas.driver import FEW_IMAGES, Driver, driving
 from nas.errors import InputError
+from nas.evaluation.evaluator import Evaluator, Job, Setup, SpaceSpec
 from nas.experiment import Experiment
 from nas.ladder import Rung
-from nas.proxy import Evaluator, Job, Setup, SpaceSpec
+from nas.steps.driver import FEW_IMAGES, Driver, driving
 from nas.store import Entry, Store, existing_store
 
 SMALL: dict[str, Any] = {

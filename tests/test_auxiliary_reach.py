@@ -18,7 +18,7 @@ from nas.auxiliary import DeepSupervision, attach, cell_names, supervise
 from nas.auxiliary.reach import backward
 from nas.config import TowersConfig
 from nas.errors import ConfigError
-from nas.task import TASKS
+from nas.training.task import TASKS
 from search_spaces.inception import InceptionSettings, InceptionSpace
 
 SHAPE = (3, 16, 16)

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from nas.averaging import Averaged, recompute_statistics
+from nas.training.averaging import Averaged, recompute_statistics
 
 
 def network() -> nn.Sequential:

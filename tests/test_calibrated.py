@@ -14,9 +14,9 @@ import pytest
 import nas
 from nas import config as configuration
 from nas import leaderboard
-from nas.calibrated import Calibrated, calibrated
 from nas.config import make
 from nas.errors import ConfigError, ExperimentError
+from nas.proxy_fidelity.calibrated import Calibrated, calibrated
 from nas.store import Entry, Measurement
 
 LADDER = ["proxy-0", "x3-0"]

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from truths import COST, synthetic
 
-from nas.calibration import Report, calibrate, proxy_tau, rankers, read, recommend, tau
-from nas.calibration.agreement import agreement, bootstrap, estimate, filled
-from nas.calibration.analysis import groups_of
-from nas.calibration.arms import pairs
-from nas.calibration.ceiling import Parts, ceilings, decompose, expected, expected_on_top
-from nas.calibration.rankers import FOLDS, cross_fitted, features, folds
-from nas.calibration.table import costs, done, is_free, less_is_better, series_of, truth_of
 from nas.errors import InputError
+from nas.proxy_fidelity.calibration import Report, calibrate, proxy_tau, rankers, read, recommend, tau
+from nas.proxy_fidelity.calibration.agreement import agreement, bootstrap, estimate, filled
+from nas.proxy_fidelity.calibration.analysis import groups_of
+from nas.proxy_fidelity.calibration.arms import pairs
+from nas.proxy_fidelity.calibration.ceiling import Parts, ceilings, decompose, expected, expected_on_top
+from nas.proxy_fidelity.calibration.rankers import FOLDS, cross_fitted, features, folds
+from nas.proxy_fidelity.calibration.table import costs, done, is_free, less_is_better, series_of, truth_of
 
 FEW = 60
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import search_spaces
-from nas.complexity import activation_bytes, cause, complexity, count, flops_by_module, latency, violations
 from nas.config import SearchConfig
+from nas.evaluation.complexity import activation_bytes, cause, complexity, count, flops_by_module, latency, violations
 from nas.space import Architecture, SearchSpace
 
 

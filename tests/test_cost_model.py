@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import search_spaces
-from nas import cost_model
-from nas.cost_model import (
+from nas.errors import InputError
+from nas.evaluation import cost_model
+from nas.evaluation.cost_model import (
     PRIOR,
     TERMS,
     Conditions,
@@ -29,7 +30,6 @@ from nas.cost_model import (
     measure,
     spread_over_cost,
 )
-from nas.errors import InputError
 
 CONDITIONS = Conditions(batch=4)
 IMAGE = (3, 8, 8)

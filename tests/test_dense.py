@@ -26,8 +26,8 @@ from nas.data import load
 from nas.errors import SpaceError
 from nas.export import Facts, export, verification
 from nas.leaderboard import Record
-from nas.task import TASKS
-from nas.training import Resident
+from nas.training.loop import Resident
+from nas.training.task import TASKS
 
 TOWER = {"towers.kind": "fcn", "towers.placement": [0], "towers.weight": 0.4}
 

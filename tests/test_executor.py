@@ -27,10 +27,10 @@ from ray.cluster_utils import Cluster
 from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, load
 from nas.errors import ConfigError, JobError
+from nas.evaluation.evaluator import Job, Outcome, Setup, SpaceSpec
 from nas.executor import ATTEMPTS, Executor, InProcess, RayExecutor, ray_executor, start
 from nas.executor.cluster import start_ray
 from nas.ladder import Rung
-from nas.proxy import Job, Outcome, Setup, SpaceSpec
 
 RUNG = Rung(
     "proxy",
@@ -511,7 +511,7 @@ import sys
 from nas.config import DataConfig, ExecutorConfig, SearchConfig
 from nas.data import load
 from nas.executor import start
-from nas.proxy import Job, Setting, SpaceSpec
+from nas.evaluation.evaluator import Job, Setting, SpaceSpec
 sys.path.insert(0, sys.argv[1])
 from test_executor import FINAL, job
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ import nas
 import search_spaces
 from nas import config as configuration
 from nas import executor
-from nas.candidates import Prices, work_of
-from nas.cost_model import PRIOR
 from nas.data import load
-from nas.driver import executor_of
 from nas.errors import ConfigError, DataError, ExperimentError, InputError, SearchError, SpaceError
+from nas.evaluation.cost_model import PRIOR
 from nas.progress import Event
+from nas.search.candidates import Prices, work_of
+from nas.steps.driver import executor_of
 from nas.store import existing_store
 
 SMALL: dict[str, Any] = {

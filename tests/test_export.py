@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nas.complexity import activation_bytes
 from nas.config import ExportConfig
 from nas.errors import DataError, InputError, JobError, VerificationError
+from nas.evaluation.complexity import activation_bytes
 from nas.export import Check, Exported, Facts, export, files, fold, network, verification
 from nas.export.facts import Pixels
 

@@ -25,9 +25,9 @@ from torch import nn
 
 from nas.config import Config, DataConfig, ProxyConfig, SearchConfig, SpaceConfig, TowersConfig
 from nas.data import Data, load
-from nas.driver import check_usable
 from nas.errors import ConfigError, SpaceError
 from nas.space import Architecture, SearchSpace
+from nas.steps.driver import check_usable
 
 SPACE = '''
 """The Inception space; each network notes in a file when its training begins (with more images than a dry run)."""

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import search_spaces
 from nas import auxiliary
-from nas.complexity import activation_bytes, count
 from nas.errors import SpaceError
+from nas.evaluation.complexity import activation_bytes, count
 from nas.space import Shape
 from search_spaces.googlenet import (
     ARCHITECTURE,

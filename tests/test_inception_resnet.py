@@ -19,9 +19,9 @@ from torch.nn import functional
 
 import search_spaces
 from nas import auxiliary
-from nas.complexity import complexity
 from nas.config import TowersConfig
 from nas.errors import SpaceError
+from nas.evaluation.complexity import complexity
 from nas.export import fold
 from nas.space import RandomTrial, Shape
 from search_spaces.inception_resnet import (

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import search_spaces
-from nas import prune
-from nas.complexity import complexity
 from nas.errors import InputError
+from nas.evaluation.complexity import complexity
 from nas.space import SearchSpace, Shape
+from nas.steps import prune
 from search_spaces.inception_resnet import (
     PORTFOLIO,
     Cell,

@@ -27,10 +27,10 @@ LIGHT = (
     "nas.store",
     "nas.ladder",
     "nas.leaderboard",
-    "nas.calibration",
+    "nas.proxy_fidelity.calibration",
     "nas.lease",
-    "nas.state",
-    "nas.study",
+    "nas.search.state",
+    "nas.search.study",
     "nas.cli",
     "search_spaces",
 )
@@ -66,7 +66,7 @@ def test_modules_without_networks_load_neither_torch_nor_ray(module: str) -> Non
 
 
 def test_importing_them_and_the_sampler_together_loads_neither_torch_nor_ray() -> None:
-    code = "from nas.study import make_sampler; make_sampler('tpe', 0); make_sampler('nsga2', 0)"
+    code = "from nas.search.study import make_sampler; make_sampler('tpe', 0); make_sampler('nsga2', 0)"
     assert loaded(f"import sys; {code}; {REPORT}")[0] == []
 
 

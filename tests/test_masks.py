@@ -22,7 +22,7 @@ from nas.data.augment import augment, augment_both
 from nas.data.images import IGNORED, Images, Source
 from nas.data.split import divide, fingerprint, strata
 from nas.errors import DataError
-from nas.training import Resident
+from nas.training.loop import Resident
 
 
 def config(name: object, **keys: Any) -> DataConfig:

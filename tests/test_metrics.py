@@ -14,18 +14,19 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from nas import metrics, study
-from nas.calibration.table import BASELINES, is_free, less_is_better
+from nas import metrics
 from nas.cli import drawing
-from nas.complexity import cause, in_force, read_by, violations
 from nas.config import Config, SearchConfig, make
-from nas.driver import MEANING
 from nas.errors import ConfigError, InputError
+from nas.evaluation.complexity import cause, in_force, read_by, violations
 from nas.ladder import FREE, SIGNALS
 from nas.leaderboard import Record, board, columns, sort
 from nas.metrics import METRICS, Metric, named, of_signal
+from nas.proxy_fidelity.calibration.table import BASELINES, is_free, less_is_better
+from nas.search import study
+from nas.steps.driver import MEANING
+from nas.steps.truth import AZ_NAS
 from nas.store import Entry, Measurement
-from nas.truth import AZ_NAS
 
 RUNG = "proxy-0000"
 
@@ -250,7 +251,7 @@ DEPTH = Metric(
     "depth",
     "layers from input to output",
     known="before training",
-    source="nas.complexity",
+    source="nas.evaluation.complexity",
     direction="minimise",
     unit="count",
     signal="layers",
@@ -263,7 +264,7 @@ CONFIDENCE = Metric(
     "confidence",
     "mean probability of the predicted class",
     known="after training",
-    source="nas.training.evaluate",
+    source="nas.training.loop.evaluate",
     direction="maximise",
     unit="share",
     signal="val_confidence",

@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas import auxiliary, weights
+from nas import auxiliary
 from nas.auxiliary import DeepSupervision
 from nas.config import Recipe, TowersConfig
 from nas.data import Images
 from nas.data.images import IGNORED
 from nas.errors import CandidateError
-from nas.parallel import ALONE, Shard, _normalised, _synchronised
-from nas.task import TASKS
-from nas.training import Fit, Resident, evaluate, fit
+from nas.evaluation import weights
+from nas.training.loop import Fit, Resident, evaluate, fit
+from nas.training.parallel import ALONE, Shard, _normalised, _synchronised
+from nas.training.task import TASKS
 
 CPU = torch.device("cpu")
 BATCH = 33

@@ -13,21 +13,23 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from nas import driver as driving
-from nas import ladder, pipeline, retrain, training
-from nas.candidates import Prices, work_of
+from nas import ladder
 from nas.config import Config, make
-from nas.cost_model import PRIOR, Work
 from nas.data import Data, load
-from nas.driver import Driver
+from nas.evaluation.cost_model import PRIOR, Work
+from nas.evaluation.evaluator import SpaceSpec, variant_of, variant_share
 from nas.experiment import Experiment
-from nas.plan import Forecast, Plan, Probes
 from nas.progress import Event
-from nas.proxy import SpaceSpec, variant_of, variant_share
-from nas.scheduler import POLICY
+from nas.search.candidates import Prices, work_of
+from nas.search.scheduler import POLICY
+from nas.search.time_plan import FACTOR, TimePlan, time_plan
 from nas.space import Architecture
+from nas.steps import driver as driving
+from nas.steps import pipeline, retrain
+from nas.steps.driver import Driver
+from nas.steps.plan import Forecast, Plan, Probes
 from nas.store import Measurement
-from nas.time_plan import FACTOR, TimePlan, time_plan
+from nas.training import loop as training
 
 SMALL: dict[str, Any] = {
     "space": {"name": "inception", "widths": [8, 16], "stem": [8, 8], "cells": [1, 2]},

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from nas import precision, training
 from nas.auxiliary import DeepSupervision
 from nas.config import Config, DataConfig, make
 from nas.data import Data, load
+from nas.evaluation import precision
 from nas.space import SearchSpace
+from nas.training import loop as training
 from search_spaces import load as load_space
 
 

@@ -13,13 +13,13 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from nas.candidates import Candidates
 from nas.config import SearchConfig
-from nas.proposer import Draw, Proposer
+from nas.search.candidates import Candidates
+from nas.search.proposer import Draw, Proposer
+from nas.search.state import SearchState
+from nas.search.study import ARCHITECTURE, CAUSE, GENERATION, make_sampler, study_of
 from nas.space import Architecture, SearchSpace
-from nas.state import SearchState
 from nas.store import Measurement, Proposal, Store, open_database
-from nas.study import ARCHITECTURE, CAUSE, GENERATION, make_sampler, study_of
 
 NAMES = tuple("abcdef")
 RUNG = "proxy-0"

@@ -15,13 +15,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from nas import complexity, training
 from nas.config import DataConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, Images, load
+from nas.evaluation import complexity
+from nas.evaluation.evaluator import Evaluator, Job, Outcome, Setup, SpaceSpec, variant_of, variant_share
 from nas.ladder import Rung
 from nas.metrics import named, of_signal
-from nas.proxy import Evaluator, Job, Outcome, Setup, SpaceSpec, variant_of, variant_share
 from nas.store import Measurement
+from nas.training import loop as training
 
 CPU = torch.device("cpu")
 NAMED = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})

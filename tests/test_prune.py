@@ -19,13 +19,13 @@ from recorded import add_candidate
 from torch import nn
 
 import search_spaces
-from nas import prune, pruned
-from nas.complexity import complexity
 from nas.config import Config, PruneConfig, Recipe, TowersConfig
 from nas.data import load
 from nas.errors import InputError, JobError, SpaceError
+from nas.evaluation.complexity import complexity
 from nas.ladder import Rung
 from nas.space import SearchSpace, Shape
+from nas.steps import prune, pruned
 from nas.store import Measurement, Store, existing_store, open_database
 from search_spaces.inception import ConvUnit, InceptionArchitecture, InceptionNetwork
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from truths import synthetic
 
-from nas.calibration import replay
-from nas.simulate import recorded
+from nas.proxy_fidelity.calibration import replay
+from nas.proxy_fidelity.simulate import recorded
 
 
 def test_a_truth_table_is_replayed_too(tmp_path: Path, nas: Callable[..., Any]) -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import search_spaces
-from nas import auxiliary, complexity
+from nas import auxiliary
 from nas.config import TowersConfig
 from nas.errors import SpaceError
+from nas.evaluation import complexity
 from nas.space import RandomTrial
 from search_spaces.resnet import (
     Bottleneck,

@@ -12,17 +12,17 @@ import safetensors.torch
 import sqlalchemy as sql
 import torch
 
-from nas import retrain
-from nas.candidates import Candidates
 from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, load
 from nas.errors import LeaseLost
+from nas.evaluation.evaluator import Job, Setup, SpaceSpec
 from nas.executor import Executor, InProcess
 from nas.ladder import Rung
 from nas.progress import Budget, Event
-from nas.proxy import Job, Setup, SpaceSpec
-from nas.retrain import NAMED_REFERENCES, RANDOM_REFERENCES, SAFETY, affordable_epochs, references
+from nas.search.candidates import Candidates
 from nas.space import Architecture
+from nas.steps import retrain
+from nas.steps.retrain import NAMED_REFERENCES, RANDOM_REFERENCES, SAFETY, affordable_epochs, references
 from nas.store import Measurement, Store
 
 SPEC = SpaceSpec.of("inception", {"widths": [8, 8, 8], "stem": [8, 8]})
@@ -215,7 +215,7 @@ def test_a_failed_retraining_is_tried_again_next_time_and_a_failed_proxy_is_not(
 ) -> None:
     job = Job.of(SPEC.load().random(1), rung, 0)
     with monkeypatch.context() as patch:
-        patch.setattr("nas.training.fit", lambda *_: 1 / 0)
+        patch.setattr("nas.training.loop.fit", lambda *_: 1 / 0)
         (failed,) = measure({job: "winner"}, executor, records)
     assert failed.status == "failed"
     assert len(records.all()) == kept

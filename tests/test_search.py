@@ -24,24 +24,24 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor, nn
 
 from nas import leaderboard
-from nas import search as looping
-from nas.candidates import Candidates, Prices
 from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
-from nas.cost_model import Work
 from nas.data import load
 from nas.errors import LeaseLost, SearchError
+from nas.evaluation.cost_model import Work
+from nas.evaluation.evaluator import Job, Outcome, Setup, SpaceSpec
 from nas.executor import Executor, InProcess
 from nas.ladder import Rung, budget_for
 from nas.ladder.ranker import FEW
 from nas.progress import Budget, Event, Progress
-from nas.proposer import Draw, Proposer
-from nas.proxy import Job, Outcome, Setup, SpaceSpec
-from nas.scheduler import Scheduler
-from nas.search import Search
+from nas.search import loop as looping
+from nas.search.candidates import Candidates, Prices
+from nas.search.loop import Search
+from nas.search.proposer import Draw, Proposer
+from nas.search.scheduler import Scheduler
+from nas.search.state import SearchState
+from nas.search.study import CAUSE, study_of
 from nas.space import Architecture, SearchSpace
-from nas.state import SearchState
 from nas.store import Entry, Measurement, Store, open_database
-from nas.study import CAUSE, study_of
 
 RUNG = Rung("proxy", Recipe(epochs=1, augment=()), TowersConfig(placement="none"))
 SHAPE = (1, 4, 4)

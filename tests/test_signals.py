@@ -13,8 +13,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas import auxiliary, complexity, signals
+from nas import auxiliary
 from nas.config import TowersConfig
+from nas.evaluation import complexity, signals
 from search_spaces.inception import InceptionSettings, InceptionSpace
 
 SHAPE = (1, 8, 8)

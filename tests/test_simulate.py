@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from nas.errors import DataError
-from nas.simulate import POLICIES, Simulation, recorded, simulate, synthetic
+from nas.proxy_fidelity.simulate import POLICIES, Simulation, recorded, simulate, synthetic
 
 EPOCHS = (4, 12, 36, 108)
 

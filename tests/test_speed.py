@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from nas import speed
-from nas.candidates import Prices, scaled
-from nas.cost_model import PRIOR, Work
+from nas.evaluation.cost_model import PRIOR, Work
 from nas.experiment import Experiment
+from nas.search.candidates import Prices, scaled
+from nas.search.time_plan import WRITING_OF_STARTING
+from nas.steps import speed
 from nas.store import Entry, Store, existing_store
-from nas.time_plan import WRITING_OF_STARTING
 
 SMALL: dict[str, Any] = {
     "space__stem": [16],
@@ -136,7 +136,7 @@ def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
 
 def test_given_epochs_are_kept_under_a_time_budget(tmp_path: Path) -> None:
     run, _ = experiment(tmp_path, "20s", proxy__epochs=1)
-    from nas.driver import driving
+    from nas.steps.driver import driving
 
     with driving(run.config, lambda event: None) as driver:
         assert driver.plan is None
@@ -145,7 +145,7 @@ def test_given_epochs_are_kept_under_a_time_budget(tmp_path: Path) -> None:
 
 
 def test_the_time_that_a_start_takes_is_known_for_the_time_that_writing_will_take(tmp_path: Path) -> None:
-    from nas.driver import driving
+    from nas.steps.driver import driving
 
     run, _ = experiment(tmp_path, "20s")
     with driving(run.config, lambda event: None, began=time.monotonic() - 5) as driver:

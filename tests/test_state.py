@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.state import SearchState
+from nas.search.state import SearchState
 from nas.store import Event, Measurement, Proposal
 
 RUNGS = ("proxy-0", "x3-1")

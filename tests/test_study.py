@@ -13,9 +13,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from recorded import proposal
 
-from nas.state import SearchState
+from nas.search.state import SearchState
+from nas.search.study import JOURNAL, TRIAL, Journal, study_of
 from nas.store import Measurement, Proposal
-from nas.study import JOURNAL, TRIAL, Journal, study_of
 
 RUNG = "proxy-0"
 DISTRIBUTION = '{"name": "IntDistribution", "attributes": {"log": false, "step": 1, "low": 0, "high": 9}}'

@@ -14,8 +14,8 @@ from nas import auxiliary
 from nas.config import TowersConfig
 from nas.data.images import IGNORED, Images
 from nas.errors import SpaceError
-from nas.task import TASKS, Classification, DensePrediction, check
-from nas.training import Resident, evaluate
+from nas.training.loop import Resident, evaluate
+from nas.training.task import TASKS, Classification, DensePrediction, check
 
 TASK = DensePrediction()
 

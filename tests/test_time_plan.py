@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.time_plan import FACTOR, LEAST_STEPS, MOST_EPOCHS, TimePlan, search_share, time_plan
+from nas.search.time_plan import FACTOR, LEAST_STEPS, MOST_EPOCHS, TimePlan, search_share, time_plan
 
 budgets = st.floats(20, 1e6)
 workers = st.integers(1, 64)

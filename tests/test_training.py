@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas import auxiliary, training
+from nas import auxiliary
 from nas.auxiliary import DeepSupervision
 from nas.config import DataConfig, Recipe, TowersConfig
 from nas.data import Data, Images, load
 from nas.errors import CandidateError
-from nas.task import Classification
-from nas.training import Fit, Resident, evaluate, fit, learning_rate_share, make_optimizer, stream
+from nas.training import loop as training
+from nas.training.loop import Fit, Resident, evaluate, fit, learning_rate_share, make_optimizer, stream
+from nas.training.task import Classification
 
 TASK = Classification()
 CPU = torch.device("cpu")
@@ -567,7 +568,7 @@ def test_masks_are_trained_on_at_full_size() -> None:
 
 def test_a_slow_machine_ends_its_schedule_in_time(data: Data, steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()  # a second each time it is read
-    monkeypatch.setattr("nas.training.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("nas.training.loop.time.perf_counter", lambda: float(next(clock)))
     found = fit(supervised(), TASK, first(data, 128), recipe(steps=1000, batch_size=16), 0, seconds=50.0)
     assert 10 < len(found.step_losses) < 50
     assert found.images == 16 * len(found.step_losses)
@@ -592,7 +593,7 @@ def test_the_speed_of_a_training_is_the_mean_over_its_image_sizes(data: Data, mo
             now += x.shape[2] * x.shape[3]
             return super().forward(x)
 
-    monkeypatch.setattr("nas.training.time.perf_counter", lambda: now)
+    monkeypatch.setattr("nas.training.loop.time.perf_counter", lambda: now)
     wanted = recipe(resizing=((0.5, 0.6), (0.75, 0.8)))
     found = training.seconds_a_step(supervised(Slow), TASK, first(data, 128), wanted, 0)
     assert found == pytest.approx(0.6 * 16 + 0.2 * 36 + 0.2 * 64)

@@ -11,12 +11,12 @@ import pytest
 
 import nas
 import nas.data
-from nas import truth
 from nas.config import Config, DataConfig, Recipe, TowersConfig, make
 from nas.data import load_for_truth
 from nas.errors import DataError, ExperimentError, InputError
+from nas.evaluation.evaluator import SpaceSpec
 from nas.progress import Event
-from nas.proxy import SpaceSpec
+from nas.steps import truth
 from nas.store import Measurement, Store, open_database
 from search_spaces.inception import InceptionArchitecture, InceptionSettings, InceptionSpace
 

@@ -16,11 +16,11 @@ import torch
 import nas as library
 import search_spaces
 from nas import config as configuration
-from nas import weights
 from nas.errors import ExperimentError, InputError
+from nas.evaluation import weights
+from nas.evaluation.weights import Weights, pack, read, start_from
 from nas.ladder import Rung
 from nas.store import existing_store
-from nas.weights import Weights, pack, read, start_from
 
 SPACE = search_spaces.load("inception", {"widths": [8, 8], "stem": [8, 8], "cells": [1, 2]})
 SHAPE = (1, 8, 8)

@@ -31,7 +31,7 @@ from nas.cli.options import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nas.calibration import Recommendation, Report
+    from nas.proxy_fidelity.calibration import Recommendation, Report
 
 app = typer.Typer(
     help="Measure how well proxies rank architectures, compared with full training.", no_args_is_help=True
@@ -82,8 +82,8 @@ def collect(
     follows the section [retrain]. The ground truth is the accuracy on images that neither a training nor a proxy
     score uses. The test split stays unused. After an interruption, the same command continues.
     """
-    from nas.calibration.table import MINIMUM
     from nas.experiment import Experiment
+    from nas.proxy_fidelity.calibration.table import MINIMUM
 
     keys = keys_of(name, space, data, data_dir, None, None, seed, workers, None, results)
     experiment = Experiment(config=configuration.resume(config, set_ or (), **keys))
@@ -123,7 +123,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print all tables as JSON.")] = False,
 ) -> None:
     """Report the rank correlation of every signal at every rung, with intervals and the noise ceiling."""
-    from nas import calibration
+    from nas.proxy_fidelity import calibration
     from nas.store import check_place
 
     if to is not None:
@@ -148,7 +148,7 @@ def _json(found: Report, advice: Recommendation) -> str:
 
 
 def _write(found: Report, advice: Recommendation, folder: Path) -> list[Path]:
-    from nas.calibration.plots import draw
+    from nas.proxy_fidelity.calibration.plots import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -181,7 +181,7 @@ def _print(found: Report, advice: Recommendation) -> None:
 
 def _best(found: Report, chosen: pd.Series[bool]) -> pd.DataFrame:
     """The best signals of each rung among those that nearly all architectures have, and the one asked for."""
-    from nas.calibration import general
+    from nas.proxy_fidelity.calibration import general
 
     rows = found.signals[chosen & (general(found.signals) | (found.signals["signal"] == found.signal))]
     place = rows.groupby("rung")["tau"].rank(ascending=False, method="first")

@@ -28,7 +28,7 @@ from nas.cli.options import (
 from nas.progress import counted
 
 if TYPE_CHECKING:
-    from nas.plan import Plan
+    from nas.steps.plan import Plan
 
 
 def plan(

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as Drawn
 
 if TYPE_CHECKING:
-    from nas.simulate import Result
+    from nas.proxy_fidelity.simulate import Result
 
 
 def simulate(
@@ -48,11 +48,11 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Replay the promotion policy and its baselines on a recorded table, without training."""
-    from nas import simulate as simulation
-    from nas.calibration import replay
     from nas.config import LadderConfig
     from nas.errors import ConfigError
-    from nas.simulate import recorded
+    from nas.proxy_fidelity import simulate as simulation
+    from nas.proxy_fidelity.calibration import replay
+    from nas.proxy_fidelity.simulate import recorded
 
     rows = recorded.read(table)
     if replay.is_truth_table(rows):

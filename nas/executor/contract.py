@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
-from nas.proxy import Job, Outcome, Setup
+from nas.evaluation.evaluator import Job, Outcome, Setup
 
 ATTEMPTS = 2
 """How often a job is tried when workers die on it, and Ray when it does not start."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from nas.errors import CandidateError, JobError
+from nas.evaluation.evaluator import Evaluator, Job, Outcome, tune_process
 from nas.executor.contract import ATTEMPTS
-from nas.parallel import Shard
-from nas.proxy import Evaluator, Job, Outcome, tune_process
+from nas.training.parallel import Shard
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",

@@ -8,8 +8,8 @@ from collections import deque
 import torch
 
 from nas.config import ExecutorConfig
+from nas.evaluation.evaluator import Evaluator, Job, Outcome, Setup, tune_process
 from nas.executor.contract import Executor
-from nas.proxy import Evaluator, Job, Outcome, Setup, tune_process
 
 
 class InProcess(Executor):

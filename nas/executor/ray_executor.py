@@ -10,11 +10,11 @@ from typing import Any
 
 from nas.config import ExecutorConfig
 from nas.errors import ConfigError, JobError
+from nas.evaluation.evaluator import Job, Outcome, Setup
 from nas.executor import cluster
 from nas.executor.contract import ATTEMPTS, Executor
 from nas.executor.data_parallel import ENVIRONMENT, DataParallelTrainer
 from nas.executor.worker import Worker
-from nas.proxy import Job, Outcome, Setup
 
 MAX_WORKER_START_FAILURES = 3
 """So many workers in a row may die as they start; one more, and none is expected to live."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nas.errors import JobError
-from nas.proxy import Evaluator, Job, Outcome, tune_process
+from nas.evaluation.evaluator import Evaluator, Job, Outcome, tune_process
 
 
 class Worker:

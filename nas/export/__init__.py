@@ -27,9 +27,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from torch import nn
 
-from nas import complexity
 from nas.config import ExportConfig
 from nas.errors import DataError, InputError
+from nas.evaluation import complexity
 from nas.export import card, files, verification
 from nas.export.composed import EarlyExits, Ensemble
 from nas.export.facts import Check, Compared, Exported, Facts, Labels, Pixels, Predict

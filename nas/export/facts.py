@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nas.data.images import TaskName
 from nas.space import Shape
-from nas.task import TASKS
+from nas.training.task import TASKS
 
 Pixels = NDArray[np.uint8]
 """Images as they are stored, (N, C, H, W), 0 to 255."""

@@ -29,9 +29,9 @@ import torch
 from scipy.optimize import nnls
 
 import search_spaces
-from nas import proxy
-from nas.complexity import complexity
-from nas.cost_model import (
+from nas.evaluation import evaluator as proxy
+from nas.evaluation.complexity import complexity
+from nas.evaluation.cost_model import (
     Conditions,
     CostModel,
     Sample,

@@ -33,14 +33,14 @@ import optuna
 import pandas as pd
 
 import nas
-from nas import proposer as proposers
-from nas import study as studies
 from nas.config import Config, ExecutorConfig
-from nas.driver import driving
+from nas.evaluation.evaluator import Job, Outcome, Setup
 from nas.executor import Executor
 from nas.progress import Event
-from nas.proxy import Job, Outcome, Setup
-from nas.search import Search
+from nas.search import proposer as proposers
+from nas.search import study as studies
+from nas.search.loop import Search
+from nas.steps.driver import driving
 from nas.store import Measurement, Proposal, Store, open_database
 
 SPACE = f"{Path(__file__).resolve().parent / 'baselines' / 'nothing.py'}:Nothing"

@@ -6,7 +6,7 @@
 Writes gpu.csv to results/reference/performance: a row a candidate and way, with candidate-epochs an hour (an epoch:
 50,000 made-up images, training alone), the share of the roofline max(FLOPs / measured peak, bytes / measured
 bandwidth) and the memory held at most (not of packed ones). Ways build on one another, from `stock` (DataLoader,
-float32, default layout) to `+ graph` (the whole step as one CUDA graph); `engine` is `nas.training.fit`, with and
+float32, default layout) to `+ graph` (the whole step as one CUDA graph); `engine` is `nas.training.loop.fit`, with and
 without towers. `packed` rows train so many candidates at once, each in a process of its own. Bytes are those that the
 operations of a step read and write.
 """
@@ -33,10 +33,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 import search_spaces
-from nas import auxiliary, complexity, proxy, training
+from nas import auxiliary
 from nas.config import Recipe, TowersConfig
 from nas.data import Images
-from nas.task import TASKS
+from nas.evaluation import complexity
+from nas.evaluation import evaluator as proxy
+from nas.training import loop as training
+from nas.training.task import TASKS
 
 SHAPE, CLASSES, EPOCH = (3, 32, 32), 10, 50_000
 WIDTHS = {1e6: (8, 16, 16), 10e6: (24, 32, 48), 100e6: (96, 128, 192)}

@@ -26,10 +26,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import search_spaces
-from nas import auxiliary, complexity, proxy, training
+from nas import auxiliary
 from nas.config import Recipe, TowersConfig
 from nas.data import Images
-from nas.task import TASKS
+from nas.evaluation import complexity
+from nas.evaluation import evaluator as proxy
+from nas.training import loop as training
+from nas.training.task import TASKS
 
 BATCH = 128
 CLASSES = 10

@@ -26,14 +26,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nas import auxiliary, executor, retrain, training
+from nas import auxiliary, executor
 from nas.config import DataConfig, ExecutorConfig, Recipe, SearchConfig, TowersConfig
 from nas.data import Data, Images, load
 from nas.data.split import statistics as channel_statistics
+from nas.evaluation.evaluator import Job, Setup, SpaceSpec
 from nas.ladder import Rung
 from nas.progress import Budget, Event
-from nas.proxy import Job, Setup, SpaceSpec
+from nas.steps import retrain
 from nas.store import Measurement, Store, open_database
+from nas.training import loop as training
 from search_spaces.inception import CellArchitecture, InceptionArchitecture, InceptionSettings, InceptionSpace
 
 CELL = CellArchitecture(one=16, three_reduce=12, three=16, five_reduce=4, five=8, pool=8)

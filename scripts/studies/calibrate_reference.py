@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nas import executor, truth
-from nas.calibration.agreement import bootstrap, estimate
+from nas import executor
 from nas.config import DataConfig, ExecutorConfig, Recipe, TowersConfig
 from nas.data import Data, load_for_truth
+from nas.evaluation.evaluator import SpaceSpec
 from nas.ladder import Rung
 from nas.progress import Event
-from nas.proxy import SpaceSpec
+from nas.proxy_fidelity.calibration.agreement import bootstrap, estimate
+from nas.steps import truth
 from nas.store import Store, open_database
 
 SPACE = {"cells": [1, 4], "stem": [4, 16], "widths": [8, 16, 24], "step": 4, "resolution": 8}

@@ -31,11 +31,12 @@ import pandas as pd
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from nas import executor, ladder, leaderboard, retrain, truth
+from nas import executor, ladder, leaderboard
 from nas.config import Config, DataConfig, ExecutorConfig, ProxyConfig, RetrainConfig, SearchConfig, SpaceConfig
 from nas.data import load
+from nas.evaluation.evaluator import Job, Setup, SpaceSpec
 from nas.progress import Budget, Event
-from nas.proxy import Job, Setup, SpaceSpec
+from nas.steps import retrain, truth
 from nas.store import Store, existing_store, open_database
 
 BASELINES = ("hyperband", "tpe")

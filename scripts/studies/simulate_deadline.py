@@ -24,10 +24,10 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from nas.ladder import Promotion, due
-from nas.pace import UNSURE
-from nas.scheduler import ENDLESS, POLICY
-from nas.simulate import recorded
-from nas.simulate.recorded import Table
+from nas.proxy_fidelity.simulate import recorded
+from nas.proxy_fidelity.simulate.recorded import Table
+from nas.search.pace import UNSURE
+from nas.search.scheduler import ENDLESS, POLICY
 
 REFERENCE = Path("results/reference/calibration")
 TIMES = (2.0, 3.0, 4.0, 6.0, 10.0, 20.0)

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nas.calibration import replay
-from nas.simulate import Simulation, recorded, simulate, synthetic
+from nas.proxy_fidelity.calibration import replay
+from nas.proxy_fidelity.simulate import Simulation, recorded, simulate, synthetic
 
 REFERENCE = Path("results/reference/calibration")
 BUDGET = 6.0

@@ -42,17 +42,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-import nas.scheduler
+import nas.search.scheduler
 import search_spaces
-from nas.candidates import Candidates
-from nas.complexity import complexity
 from nas.config import Recipe, SearchConfig, TowersConfig
+from nas.evaluation.complexity import complexity
+from nas.evaluation.evaluator import Job, Outcome, Setup
 from nas.executor import Executor
 from nas.ladder import Rung
 from nas.progress import Budget
-from nas.proxy import Job, Outcome, Setup
-from nas.scheduler import POLICY
-from nas.search import Search
+from nas.search.candidates import Candidates
+from nas.search.loop import Search
+from nas.search.scheduler import POLICY
 from nas.store import Store, open_database
 
 REFERENCE = Path("results/reference")
@@ -279,7 +279,7 @@ def searched(
 
     asked = {} if proposals is None else {"proposals": proposals}
     limits = SearchConfig(time=seconds, sampler=sampler, **asked, **({} if warm else {"warm_start": ()}))
-    nas.scheduler.POLICY = POLICY if full is None else replace(POLICY, full=full)
+    nas.search.scheduler.POLICY = POLICY if full is None else replace(POLICY, full=full)
     with tempfile.TemporaryDirectory() as folder:
         engine = open_database(f"sqlite:///{folder}/study.db")
         records = Store(engine, "surrogate")

@@ -16,9 +16,11 @@ import plain
 import torch
 from candidates import Candidates
 
-from nas import auxiliary, proxy, training
+from nas import auxiliary
 from nas.config import Recipe, TowersConfig
-from nas.task import TASKS
+from nas.evaluation import evaluator as proxy
+from nas.training import loop as training
+from nas.training.task import TASKS
 
 
 def work(given: Any, data: Any, recipe: Recipe, next_one: Any, found: Any) -> None:

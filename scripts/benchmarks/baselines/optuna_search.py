@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import search_spaces
 from nas.config import DataConfig
 from nas.data import Data, load
-from nas.training import Resident
+from nas.training.loop import Resident
 
 MAX_EPOCHS = 9
 BATCH = 128

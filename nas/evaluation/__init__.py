@@ -1,0 +1,1 @@
+"""What a worker does with a candidate: build, screen, train, score; and what a network costs."""

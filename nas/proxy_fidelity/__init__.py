@@ -1,0 +1,1 @@
+"""How well short trainings rank networks: truth tables, rank correlations, ceilings, replays. Pure."""
