@@ -46,7 +46,7 @@ def test_the_scripts_that_are_named_exist() -> None:
 
 def test_each_dependency_has_a_lowest_and_a_tested_version(project: Any, tested: dict[str, str]) -> None:
     for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
-        match = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", line)
+        match = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)(?:,<\d+)?", line)
         assert match is not None, line
         name, lowest = match.groups()
         assert numbers(lowest) <= numbers(tested[name]), line
