@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -70,7 +71,7 @@ def test_the_exported_network_was_trained_on_all_and_tested_on_none(finished: tu
     assert all("test_accuracy" in one.measurement.signals for one in tested)
     every = len(load(DataConfig()).all_images())
     assert every == 1797
-    assert final.measurement.cost["steps"] == every // 64 > tested[0].measurement.cost["steps"]
+    assert final.measurement.cost["steps"] == every // 32 > tested[0].measurement.cost["steps"]  # batches of 32
 
 
 def test_the_card_gives_no_accuracy_on_images_that_were_trained_on(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -84,8 +85,6 @@ def test_the_card_gives_no_accuracy_on_images_that_were_trained_on(finished: tup
 
 
 def test_the_exported_file_holds_these_weights(finished: tuple[Path, dict[str, Any]]) -> None:
-    import safetensors.torch
-
     folder, _ = finished
     [final] = at(folder, "all-images")
     one = final.measurement
@@ -211,9 +210,10 @@ def test_the_test_images_change_the_weights() -> None:
     space = setting(data).space.load()
     job = Job.of(space.random(0), rung, 0)
     first, again, changed = (Evaluator(setting(one), torch.device("cpu")).measure(job) for one in (data, data, other))
-    assert first.weights == again.weights
-    assert first.weights != changed.weights
     assert first.measurement.status == "done", first.measurement.cause
+    weights = [safetensors.torch.load(one.weights or b"") for one in (first, again, changed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
 def test_the_rung_has_a_key_of_its_own() -> None:

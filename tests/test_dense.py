@@ -48,6 +48,7 @@ SMALL: dict[str, Any] = {
     "retrain.batch_size": 8,
     "retrain.learning_rate": 0.1,
     "retrain.seeds": 1,
+    "retrain.all_images": False,
     "retrain.references": False,
     "search.trials": 1,
 } | TOWER
