@@ -482,13 +482,13 @@ UNREACHABLE = """
 import signal, sys, time
 from nas.config import ExecutorConfig
 from nas.errors import JobError
-from nas.executor import OverRay
+from nas.executor import RayExecutor
 handler = lambda *_: None
 signal.signal(signal.SIGTERM, handler)
 for address in sys.argv[1:]:
     began = time.monotonic()
     try:
-        OverRay(ExecutorConfig(address=address))
+        RayExecutor(ExecutorConfig(address=address))
     except JobError as error:
         print(error)
     assert signal.getsignal(signal.SIGTERM) is handler
@@ -511,11 +511,11 @@ import sys
 from nas.config import DataConfig, ExecutorConfig, SearchConfig
 from nas.data import load
 from nas.executor import start
-from nas.evaluation.evaluator import Job, Setting, SpaceSpec
+from nas.evaluation.evaluator import Job, Setup, SpaceSpec
 sys.path.insert(0, sys.argv[1])
 from test_executor import FINAL, job
 if __name__ == "__main__":
-    setting = Setting(SpaceSpec.of(f"{sys.argv[2]}:Space", {"notes": sys.argv[3]}), load(DataConfig()), SearchConfig())
+    setting = Setup(SpaceSpec.of(f"{sys.argv[2]}:Space", {"notes": sys.argv[3]}), load(DataConfig()), SearchConfig())
     with start(ExecutorConfig(device="cpu", workers=2, retrain_workers=2)) as executor:
         executor.use(setting)
         for does in ("learn", "linger"):

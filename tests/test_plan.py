@@ -145,7 +145,7 @@ def test_a_search_without_promotions_by_hand(data: Data) -> None:
     assert (plan.candidates, plan.promotions, plan.calibrated, plan.workers) == (10, 0, 0, 1)
     assert (plan.trainings, plan.references) == (2, 0)
     assert plan.candidates_an_hour == pytest.approx(36_000 / plan.search_seconds)
-    assert plan.seconds == pytest.approx(START + plan.search_seconds + plan.retrain_seconds)
+    assert plan.seconds == pytest.approx(START + plan.search_seconds + plan.retrain_seconds + plan.writing_seconds)
     assert plan.memory == 3e6
 
 

@@ -70,6 +70,7 @@ def drawn(found: Plan) -> Table:
         ),
         ("calibration", found.calibration_seconds, counted(found.calibrated, "full training")),
         ("retraining", found.retrain_seconds, _retraining(found)),
+        ("export", found.writing_seconds, "verified files and the model card"),
         ("all", found.seconds, f"{found.memory / 2**20:,.0f} MiB a worker"),
     ]
     for name, seconds, what in parts:

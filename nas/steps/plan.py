@@ -68,12 +68,14 @@ class Plan:
     calibration_seconds: float
     training_seconds: float
     retrain_seconds: float
+    writing_seconds: float
     memory: int
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.start_seconds + self.search_seconds + self.calibration_seconds + self.retrain_seconds
+        searching = self.start_seconds + self.search_seconds + self.calibration_seconds
+        return searching + self.retrain_seconds + self.writing_seconds
 
 
 def plan(config: Config, listen: Listener = lambda event: None) -> Plan:
@@ -152,6 +154,7 @@ class Forecast:
             calibration_seconds=calibration,
             training_seconds=each,
             retrain_seconds=retraining,
+            writing_seconds=self._writing,
             memory=int(max(one.cost.get("memory", 0.0) for one in self.probes.measured)),
         )
 
@@ -238,8 +241,7 @@ class Forecast:
         if total is not None and prices is not None:
             step = _larger([prices.of_whole(self._work(one, data.input_shape)) for one in self.drawn])
             count = self._trainings + len(references)
-            writing = SAVED_FOR_WRITING + WRITING_OF_STARTING * self.probes.started
-            left = MARGIN * max(0.0, total - before - writing) / count
+            left = MARGIN * max(0.0, total - before - self._writing) / count
             an_epoch = driver.steps_an_epoch
             steps = max(an_epoch, TimePlan(total, before, left, 0.0, 1).steps(step, an_epoch))
             return steps, steps * step, count * steps * step  # one on all images takes its part of the same time
@@ -251,6 +253,11 @@ class Forecast:
         if driver.exports_all_images:
             seconds += each * (1 + scored / images)
         return _steps(rung, images), each, seconds
+
+    @property
+    def _writing(self) -> float:
+        """Seconds for the export and for the end of the process."""
+        return SAVED_FOR_WRITING + WRITING_OF_STARTING * self.probes.started
 
     def _mean(self, rung: Rung) -> float:
         """Seconds of a candidate at a rung of the search, in the mean over those drawn."""
