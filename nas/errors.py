@@ -1,4 +1,4 @@
-"""Everything this project raises on purpose.
+"""All errors that this project raises on purpose.
 
 ::
 

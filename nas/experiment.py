@@ -1,4 +1,4 @@
-"""An experiment: a folder under results/, and the steps of a search as methods.
+"""An experiment: a folder below results/, and a method for each command.
 
 ::
 

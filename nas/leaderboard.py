@@ -1,4 +1,4 @@
-"""From measurements to a ranked board and its Pareto front. Pure: values in, values out."""
+"""Ranks measurements and finds their Pareto front. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One driver writes an experiment: a second one is refused while the first lives.
+"""Ownership of an experiment: one driver writes, and a second one is refused while the first lives.
 
 On SQLite a lock on a file beside the database says who the driver is. The operating system frees it the moment that the
 driver dies. A database on a server has a lease instead: a row that a heartbeat renews, and that every writing

@@ -1,4 +1,4 @@
-"""What a piece of work tells while it runs, and the time it may take."""
+"""Progress of a piece of work, and its time budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says how far accuracies can be told apart, when a search cannot help, and when it failed.
+"""Intervals, ties and warnings: which accuracies can be told apart, and when a search cannot help.
 
 Pure functions of plain values. Accuracies and shares are from 0 to 1; messages give differences in points
 (hundredths).

@@ -1,4 +1,4 @@
-"""Maps side by side, whose gradients come back without gaps."""
+"""Concatenation of feature maps whose gradients are contiguous."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channels of an Inception network removed: which leave first, and what is left of the weights.
+"""Pruning of Inception networks: the order of channels, and the weights that are left.
 
 A width of the architecture is the number of output channels of one layer, or of several that must agree: both layers of
 a factorised 5x5 branch; in a large stem the 7x7 and the 1x1 convolution, and the 3x3 with three times as many. Of these

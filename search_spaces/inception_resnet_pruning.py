@@ -1,4 +1,4 @@
-"""Channels of an Inception-ResNet network removed: which leave first, and what is left of the weights.
+"""Pruning of Inception-ResNet networks: the order of channels, and the weights that are left.
 
 Channels that are added to each other leave together. A *stream* is what the stem or a cell gives, together with what
 later cells add to it through shortcuts without a projection. The borders between the branches of these cells cut the

@@ -1,4 +1,4 @@
-"""Auxiliary towers: where they go, what they are, how they weigh, how far they reach. All of it is here, nowhere else.
+"""Auxiliary towers: placement, kinds, weights and gradient reach. No other package knows them.
 
 A tower is a small classifier on an intermediate cell, trained with the same labels, its loss added to the main
 one (Szegedy et al. 2014, section 5: weight 0.3), thrown away afterwards. It never enters the network: `DeepSupervision`

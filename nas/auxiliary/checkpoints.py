@@ -1,4 +1,4 @@
-"""Checkpoints from elsewhere, which may hold network and towers in one state dict."""
+"""Checkpoints of other projects, which may hold the network and its towers in one state dict."""
 
 from __future__ import annotations
 

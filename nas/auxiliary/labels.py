@@ -1,4 +1,4 @@
-"""Coarse labels: some towers may be taught groups of classes in place of the classes."""
+"""Coarse labels: a tower can learn groups of classes instead of the classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where towers go: rules from a network's cells to the cells that carry one.
+"""Placement of towers: rules that choose cells of a network.
 
 A rule may choose none (a network too shallow to have one); a cell named explicitly must be there. No rule takes
 the last cell, which the main head reads.

@@ -1,4 +1,4 @@
-"""How far a tower's gradient reaches into the network.
+"""Gradient reach: how far the gradient of a tower goes into the network.
 
 ``full``: through all earlier layers (GoogLeNet, PSPNet). ``detached``: not at all, the tower measures and does not
 teach. ``relay:k``: only the k cells below its tap (Shen et al. 2015, Relay Backpropagation, arXiv 1512.05830).

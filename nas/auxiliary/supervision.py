@@ -1,4 +1,4 @@
-"""The wrapper that holds a network and its towers side by side, and the losses it gives."""
+"""The wrapper around a network and its towers, and the losses that it gives."""
 
 from __future__ import annotations
 

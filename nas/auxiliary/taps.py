@@ -1,4 +1,4 @@
-"""What a dry run finds out about a network, and the hooks that live only during a forward."""
+"""A dry run of a network, and hooks that exist only during one forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of towers. The light and the linear one come in sizes; the published ones are exactly what they are."""
+"""The kinds of towers. The light and the linear tower have sizes; the published ones are fixed."""
 
 from __future__ import annotations
 

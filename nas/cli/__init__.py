@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. The only module that knows the terminal.
+"""The command line: it parses, calls and prints. No other module knows the terminal.
 
 Exit codes: 0, 1 for a job that failed, 2 for bad input, 130 for Ctrl-C.
 """

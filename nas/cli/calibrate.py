@@ -1,4 +1,4 @@
-"""`nas calibrate`: how far short trainings can be trusted."""
+"""`nas calibrate`: measures how well short trainings rank networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees: progress, the board, an architecture."""
+"""Output for people: progress, the leaderboard, an architecture."""
 
 from __future__ import annotations
 

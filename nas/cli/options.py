@@ -1,4 +1,4 @@
-"""What several commands share: their options, the terminal, and how work is watched."""
+"""What several commands share: options, the terminal, and the display of progress."""
 
 from __future__ import annotations
 

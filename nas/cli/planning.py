@@ -1,4 +1,4 @@
-"""`nas plan`: what a search will cost, before it starts."""
+"""`nas plan`: predicts the time of a search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`nas simulate`: what the ladder finds on a recorded table, beside its rivals."""
+"""`nas simulate`: replays the ladder and its rivals on a recorded table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything a person can write in the TOML file, typed and closed: the reference manual of the keys.
+"""The config: every key of the TOML file, typed and closed.
 
 ``nas config`` prints the resolved file with these explanations. Each key can be given on the command line too:
 ``--set proxy.epochs=3``. Sections are frozen values; unknown keys and impossible values raise ConfigError, one

@@ -1,4 +1,4 @@
-"""The resolved config as a file, every key with its explanation."""
+"""Writes the resolved config as a file, with an explanation of every key."""
 
 from __future__ import annotations
 

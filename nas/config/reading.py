@@ -1,4 +1,4 @@
-"""From a file, a system's name and assignments to a checked config."""
+"""Reads and checks a config from a file, the name of a system, and assignments."""
 
 from __future__ import annotations
 

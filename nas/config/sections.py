@@ -1,4 +1,4 @@
-"""The sections of the file and the whole of it, every key explained."""
+"""The sections of the config file."""
 
 from __future__ import annotations
 

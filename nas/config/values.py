@@ -1,4 +1,4 @@
-"""What the sections of the config are made of."""
+"""The types of the values in the config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets: found or downloaded, read completely, checked, split.
+"""Data sets: finds or downloads, reads, checks and splits them.
 
 ``load`` gives a `Data`; ``nas.data.augment`` (the only module here that needs torch) changes its batches.
 """

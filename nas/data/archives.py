@@ -1,4 +1,4 @@
-"""The official files of a known set: found in the user's folder or downloaded, and verified by checksum."""
+"""The official files of a known set: in a folder of the user or downloaded, verified by checksum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random crops, flips and cutouts of whole batches at once, on any device; masks move with their images."""
+"""Random crops, flips and cutouts of whole batches, on any device. Masks move with their images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set is: images with labels, and the splits of a loaded set."""
+"""The types of a data set: images with labels, and the splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``load``: from what a person wrote under [data] to a `Data`."""
+"""``load`` reads the data set that the section [data] describes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sets known by name: what they are, which files they are made of, and where those come from.
+"""The data sets that have a name: their files and the places of these files.
 
 Checksums are the ones that their authors publish, or for MNIST, whose authors publish none, those that
 torchvision verifies against.

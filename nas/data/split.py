@@ -1,4 +1,4 @@
-"""From the images of a source to its splits: checks, the stratified cut, statistics, the fingerprint."""
+"""Splits the images of a source: checks, stratified split, statistics, fingerprint."""
 
 from __future__ import annotations
 

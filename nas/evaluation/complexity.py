@@ -1,4 +1,4 @@
-"""What a network costs: parameters, FLOPs, memory, latency; and the limits a person may set on them."""
+"""Static cost of a network: parameters, FLOPs, memory, latency; and the limits on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seconds of a training step and of an inference batch, predicted from what a network does.
+"""Predicts the seconds of a training step and of an inference batch from the layers of a network.
 
 FLOPs are a poor measure of time: a batch norm has hardly any FLOPs and takes as long as a 1x1 convolution, and a
 convolution of few channels reaches a fraction of the speed of a wide one. So `Work` counts what a network does for one

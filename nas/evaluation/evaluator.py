@@ -1,4 +1,4 @@
-"""measure((architecture, rung, seed)) -> Measurement: self-contained, and all that crosses to a worker and back.
+"""The evaluator: measures one job (architecture, rung, seed), and the values that cross to a worker and back.
 
 A worker makes a `Evaluator` once (space, data on the device) and measures any number of jobs on it. It holds no
 state that matters: the same job gives the same signals on any worker with the same kind of device and thread count.

@@ -1,4 +1,4 @@
-"""In which precision trainings run on this machine: bfloat16 on GPUs, and on CPUs that compute in it and gain by it.
+"""The precision of trainings on this machine: bfloat16 on GPUs, and on CPUs that gain from it.
 
 Scores are always computed in float32.
 """

@@ -1,4 +1,4 @@
-"""What can be read from a network before, during and after a proxy; each signal names its paper and its cost.
+"""Signals before, during and after a proxy training. Each one names its paper and its cost.
 
 Signals of the main head only, unless their name begins with ``tower``. `nas.metrics` says which way each is better.
 

@@ -1,4 +1,4 @@
-"""Weights to start a training from: read, held against a network, put into it.
+"""Weights to start a training from: reads them, checks them against a network, and loads them.
 
 A file is safetensors and holds a network's plain state dict: what retraining writes, or an export's
 ``model.safetensors``. Where the label set differs, the last layer stays as freshly initialised.

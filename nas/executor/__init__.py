@@ -1,4 +1,4 @@
-"""Runs measurements: in this process, or on long-lived Ray actors. The only package that knows Ray.
+"""Executors: run jobs in this process or on Ray workers. No other package knows Ray.
 
 Executors share one contract: `submit` jobs (up to `free` at a time without waiting), `wait` for outcomes. An
 outcome always comes back for a submitted job; where a worker died twice on it, a failed one.

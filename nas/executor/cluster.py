@@ -1,4 +1,4 @@
-"""Ray itself: started or joined, and what its machines have room for."""
+"""Starts or joins Ray, and counts what its machines have room for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an executor is."""
+"""The contract of an executor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes that train one network together, through Ray Train: data-parallel retraining."""
+"""Data-parallel full training: several processes train one network together, through Ray Train."""
 
 from __future__ import annotations
 

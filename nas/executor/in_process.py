@@ -1,4 +1,4 @@
-"""Measuring in this process."""
+"""The executor that runs jobs in this process, one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring on Ray actors."""
+"""The executor that runs jobs on Ray workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker that trains: what lives in a Ray actor, one a worker."""
+"""A worker: a Ray actor that measures jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trained bare network -> safetensors, torch.export and ONNX, each loaded back and compared with it.
+"""Exports a trained network as safetensors, torch.export and ONNX, and compares each loaded file with it.
 
 `export` writes one folder::
 

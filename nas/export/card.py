@@ -1,4 +1,4 @@
-"""The model card: one value, written as JSON for programs and as Markdown for people."""
+"""The model card: one value, written as JSON and as Markdown."""
 
 from __future__ import annotations
 

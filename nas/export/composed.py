@@ -1,4 +1,4 @@
-"""What is exported beside one network alone: several in one, and one with its towers, to stop early."""
+"""Exports that are more than one network: an ensemble, and a network with early exits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values that an export is given and gives back."""
+"""The input and output values of an export."""
 
 from __future__ import annotations
 

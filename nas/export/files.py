@@ -1,4 +1,4 @@
-"""Writing and loading each file format. Nothing of this project is pickled into them."""
+"""Writes and loads each file format. Nothing of this project is pickled into them."""
 
 from __future__ import annotations
 

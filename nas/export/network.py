@@ -1,4 +1,4 @@
-"""The network as it is exported: still, folded, from raw pixels."""
+"""The network as it is exported: in eval mode, folded, on raw pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does each file do what the trained network does, and how fast."""
+"""Verifies that each file gives the logits of the trained network, and measures its latency."""
 
 from __future__ import annotations
 

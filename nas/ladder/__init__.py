@@ -1,4 +1,4 @@
-"""From signals to who goes on: rungs, the ranker over what is known at them, and asynchronous promotion. Pure."""
+"""The ladder: rungs, the surrogate that predicts full scores, and asynchronous promotion. Pure."""
 
 from nas.ladder.choices import Choices
 from nas.ladder.promotion import Policy, Promotion, budget_for, due, last_rounds

@@ -1,4 +1,4 @@
-"""What a space's choices were, as numbers on one scale: known before any training, and what says most by then."""
+"""The choices of a search space as numbers on one scale, for the surrogate."""
 
 from __future__ import annotations
 

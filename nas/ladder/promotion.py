@@ -1,4 +1,4 @@
-"""Who is trained next, and how far: asynchronous promotion under a budget. Pure; the simulation and the search use it.
+"""Asynchronous promotion under a budget: which candidate is trained next, at which rung. Pure.
 
 Candidates are offered with their free features (all at once, or as they are proposed), outcomes are told as they come,
 and `next` answers with a training to start. Each rung in use has a share of the budget; the training goes to the rung

@@ -1,4 +1,4 @@
-"""From what is known of candidates - free features, and outcomes at some rungs - to their score after full training.
+"""The surrogate: predicts full scores from what is known before training and from outcomes at any rung.
 
 The model is a Gaussian process over (candidate, rung), the Bayesian form of ridge regression: every outcome at every
 rung speaks about every candidate's full score, with weights that follow from four statements.

@@ -1,4 +1,4 @@
-"""Rungs: what exactly a training was, so that scores of different trainings never meet in one ranking."""
+"""Rungs: everything that a score depends on, so that scores of different trainings are never compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What full trainings of some candidates say of all of them: how far the proxy can be trusted, and predicted scores.
+"""Predicts full scores from some full trainings, and says how well the proxy ranks.
 
 Pure. The candidates trained fully are spread over the board; their accuracy is on images that no proxy was scored on.
 """

@@ -1,4 +1,4 @@
-"""What a candidate of a search is: a space's architecture for these images, within the limits."""
+"""Candidates of a search: architectures for these images, within the limits."""
 
 from __future__ import annotations
 

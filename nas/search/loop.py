@@ -1,4 +1,4 @@
-"""The loop of a search: propose or promote, measure, write down, learn. It resumes where it was killed.
+"""The loop of a search: propose or promote, measure, record, learn. It resumes where it was stopped.
 
 Each candidate is measured at the lowest rung, and Optuna is told its score there once: the sampler never sees a score
 of another rung. The proposer makes new candidates, the scheduler decides between them and promotions. Every proposal

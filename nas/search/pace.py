@@ -1,4 +1,4 @@
-"""What trainings take, as the search has seen it: what a longer one will take, and when it has to begin."""
+"""Predicts the time of longer trainings from those that the search has seen."""
 
 from __future__ import annotations
 

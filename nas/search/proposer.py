@@ -1,4 +1,4 @@
-"""New candidates: points that an Optuna sampler draws, or chance, of which the surrogate picks the most promising.
+"""New candidates: an Optuna sampler draws points, and the surrogate picks the best of them.
 
 As soon as there are measurements to judge by, several points are drawn for each candidate (a batch), and the one of the
 best predicted score is taken. The others are discarded; the sampler learns nothing of them. For every second candidate

@@ -1,4 +1,4 @@
-"""Which training comes next: a new candidate, or a promotion of one to a higher rung.
+"""Decides which training comes next: a new candidate, or a promotion.
 
 The policy is that of `nas.ladder.promotion`, which `nas simulate` replays. Where time ends the search, trainings at the
 highest rung wait until just enough of it is left for those that are planned: `scripts/studies/simulate_deadline.py`

@@ -1,4 +1,4 @@
-"""The state of a search, computed from the record of its experiment: the same for a live and for a resumed search."""
+"""The state of a search, computed from its record. A live and a resumed search have the same state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trials of a search as Optuna has them: a projection of the record, made anew whenever it is needed.
+"""The Optuna study: a projection of the record, made anew whenever it is needed.
 
 Samplers learn from it in memory (`nas.search.proposer`). `Journal` keeps it in a file for Optuna's own tools, which may
 read it while a search runs. Nothing is ever read back from it.

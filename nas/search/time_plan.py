@@ -1,4 +1,4 @@
-"""How a time budget is spent: the search gets a share that grows with the budget, the winner's training the rest. Pure.
+"""Divides a time budget between the search and the training of the winner. Pure.
 
 Short budgets go nearly all to one training, for which the space's named points are known to be good; a search pays
 where there is time for many candidates.

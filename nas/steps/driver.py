@@ -1,4 +1,4 @@
-"""What one driver holds while it works on an experiment, and how it comes by it.
+"""The driver: an open experiment with its data, store, workers and budget.
 
 Everything a person gave is checked before anything is written; then the lease is taken, and only its holder writes.
 """

@@ -1,4 +1,4 @@
-"""The steps of an experiment - search, retrain, export - on an open driver."""
+"""The steps of an experiment (search, full training, export) on an open driver."""
 
 from __future__ import annotations
 

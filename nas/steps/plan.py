@@ -1,4 +1,4 @@
-"""What `nas run` will cost, before it starts: a few networks are trained for seconds, the rest is arithmetic.
+"""Predicts the cost of `nas run`: a few networks are trained for seconds, the rest is arithmetic.
 
 The seconds of training and of scoring follow from a cost model (see `nas.evaluation.cost_model`), fitted to short
 trainings with all workers busy. The experiment that is opened for them lies in a temporary folder, which is deleted.

@@ -1,4 +1,4 @@
-"""Whole channels removed from a trained network: what is left is an architecture of its space again, with weights.
+"""Pruning: removes channels of a trained network. The result is an architecture of the space, with weights.
 
 The space says which channels matter (`nas.space.SearchSpace.prune_path`). How many go is decided here, by what the
 network then costs. Fine-tuning is a rung like any other; it starts from what is left of the weights.

@@ -1,4 +1,4 @@
-"""The retrained winner pruned and fine-tuned, and the networks that it has to be compared with.
+"""Prunes and fine-tunes the retrained winner, and trains the networks that it is compared with.
 
 All seeds get the architecture that the first seed's network gives; each keeps the channels that matter most to it.
 """

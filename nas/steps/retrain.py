@@ -1,4 +1,4 @@
-"""The winner on the full recipe, several seeds, and beside it the references, trained alike.
+"""Full trainings of the winner and of the references, and the runner of jobs.
 
 Only here, and in what follows, is the test split scored.
 """

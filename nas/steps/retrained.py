@@ -1,4 +1,4 @@
-"""What was retrained: which networks there are, and the model that is exported of them."""
+"""The retrained networks, and the model that is exported."""
 
 from __future__ import annotations
 

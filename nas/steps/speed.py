@@ -1,4 +1,4 @@
-"""How fast this machine trains: measured once for an experiment, stored, and what a time budget allows by it."""
+"""Measures the speed of this machine once per experiment, and derives what a time budget allows."""
 
 from __future__ import annotations
 

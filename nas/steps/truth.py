@@ -1,4 +1,4 @@
-"""Collects truth tables: what proxies say of architectures, beside what full training says of the same ones.
+"""Collects truth tables: proxy scores and full trainings of the same architectures.
 
 An arm is one way to train (a rung) from so many seeds; a plan is the architectures and all arms. Everything is
 measured by the engine's own executor and is in its table of measurements when it is done, so that collecting goes on

@@ -1,4 +1,4 @@
-"""Averaged weights: what a network would be had its learning rate been annealed by now.
+"""Averaged weights: an estimate of the network after its learning rate is annealed.
 
 An exponential moving average over the steps, as in Izmailov et al., *Averaging Weights Leads to Wider Optima* (2018),
 who also say that batch-norm statistics have to be recomputed before averaged weights are scored.

@@ -1,4 +1,4 @@
-"""The only training loop: proxies, retraining and benchmarks all call `fit`.
+"""The only training loop. Proxies, full trainings and benchmarks all call `fit`.
 
 Everything random has a generator of its own, derived from one seed (`streams`), so that with and without towers
 a network sees the same initial weights, batches and augmentations.

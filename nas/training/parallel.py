@@ -1,4 +1,4 @@
-"""One training over several processes: each takes its share of every batch, and gradients are averaged.
+"""Data-parallel training: each process takes a share of every batch, and gradients are averaged.
 
 Order, augmentation, batch size and schedule are those of one process, and batch norm takes its statistics over all of
 them. What comes out is therefore what one process gives, but for rounding, and for dropout, whose masks each process

@@ -1,4 +1,4 @@
-"""What is learned: from logits and labels to a loss to train on and the metrics to report.
+"""Tasks: from logits and labels to a loss and to metrics.
 
 Which task a data set is shows in its labels; a person does not say it.
 """

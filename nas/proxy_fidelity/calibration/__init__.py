@@ -1,4 +1,4 @@
-"""Calibration: how well short trainings rank architectures against full training, and what can be hoped for at most.
+"""Calibration: how well short trainings rank networks, beside the best that is possible.
 
 ``calibrate(read("truth.parquet"))`` is the whole report; ``proxy_tau(scores, truths)`` one number of it.
 """

@@ -1,4 +1,4 @@
-"""How well one ranking agrees with another: Kendall's tau-b, Spearman's rho, and intervals by bootstrap.
+"""Rank correlations: Kendall's tau-b, Spearman's rho, and bootstrap intervals.
 
 **What is estimated.** The tau that one run of a proxy, from one seed, has against a truth that is the mean of so many
 full trainings, over architectures drawn like these. The point estimate is the mean over the proxy's seeds.

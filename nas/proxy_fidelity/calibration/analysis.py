@@ -1,4 +1,4 @@
-"""From a truth table to the report: what each signal and ranker says of full training, and what it costs."""
+"""The report on a truth table: how well each signal and ranker predicts full training, and its cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which arm without towers each arm with towers is compared with."""
+"""Pairs each arm with towers with the arm without towers that it is compared with."""
 
 from __future__ import annotations
 

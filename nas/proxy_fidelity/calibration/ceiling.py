@@ -1,4 +1,4 @@
-"""How well a ranking *can* agree with a truth that is noisy itself.
+"""The noise ceiling: how well a ranking can agree with a truth that is noisy itself.
 
 Accuracy of an architecture from a seed = latent + noise. The noise's deviation comes from architectures trained from
 two seeds or more (pooled within them); the latents' variance is that of the means less the noise left in them. Means

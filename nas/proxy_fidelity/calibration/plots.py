@@ -1,4 +1,4 @@
-"""The report as pictures: tau against cost beneath its ceiling, and proxies against truth."""
+"""Plots of the report: tau against cost below its ceiling, and proxies against the truth."""
 
 from __future__ import annotations
 

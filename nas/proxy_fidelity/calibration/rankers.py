@@ -1,4 +1,4 @@
-"""Rankers: regressions to accuracy from a rung's signals, sizes and zero-cost scores, fitted on other architectures.
+"""Rankers: regressions from signals, sizes and zero-cost scores to accuracy, fitted on other architectures.
 
 Architectures are dealt into five folds; each fold is predicted by a model fitted on the other four, all seeds of a
 proxy of one architecture on the same side. This is repeated with other folds, and tau is the mean over the

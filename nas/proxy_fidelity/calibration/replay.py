@@ -1,4 +1,4 @@
-"""From a truth table to one that `nas simulate` replays: one proxy seed, one setting of towers, one full training."""
+"""Makes a table for `nas simulate` from a truth table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The truth table: read, checked, and taken apart into the truth and the rankings that are held against it."""
+"""The truth table: reads and checks it, and separates the truth from the rankings."""
 
 from __future__ import annotations
 

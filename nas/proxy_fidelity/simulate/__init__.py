@@ -1,4 +1,4 @@
-"""The production ladder replayed on a recorded table: what a policy finds for its budget, without any training.
+"""Replays the ladder on a recorded table: what a policy finds within its budget, without any training.
 
 The ladder has the rungs of `ladder.rungs` and `ladder.factor`, as far as they were recorded; plain halving has all.
 

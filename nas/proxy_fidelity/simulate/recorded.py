@@ -1,4 +1,4 @@
-"""A recorded table: architectures that were trained at every rung, read and checked."""
+"""A recorded table: architectures that were trained at every rung."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Made-up tables on which many networks share a few sizes: the ladder is tried on them, not tuned to one of them.
+"""Synthetic tables in which many networks share a few sizes, to test the ladder.
 
 The default resembles spaces of an operation on each edge of a small cell, such as NAS-Bench-201 (Dong and Yang 2020):
 six edges with one of five operations each, of which only two convolutions have parameters. So a size says how many
