@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import search_spaces
+from nas.config import DataConfig
+from nas.data import Images, load
 from nas.evaluation.cost_model import PRIOR, Work
 from nas.experiment import Experiment
 from nas.search.candidates import Prices, scaled
 from nas.search.time_plan import WRITING_OF_STARTING
 from nas.steps import speed
+from nas.steps.driver import FEW_IMAGES, RESIZING, usable_resizing
 from nas.store import Entry, Store, existing_store
 
 SMALL: dict[str, Any] = {
@@ -153,3 +159,13 @@ def test_the_time_that_a_start_takes_is_known_for_the_time_that_writing_will_tak
         before = speed._left(driver, 0.001)
         driver.started_in += 1
         assert speed._left(driver, 0.001) <= before - WRITING_OF_STARTING
+
+
+@pytest.mark.parametrize(("images", "side", "resized"), [(1000, 28, True), (FEW_IMAGES, 28, False), (1000, 16, False)])
+def test_only_small_sets_of_large_enough_images_begin_with_smaller_ones(images: int, side: int, resized: bool) -> None:
+    data = load(DataConfig())
+    split = Images(np.zeros((images, 1, side, side), np.uint8), np.zeros(images, np.int64))
+    config = Experiment(**SMALL, search__time="1m").config
+    space = search_spaces.load(config.space.name, config.space.settings)
+    found = usable_resizing(config, space, replace(data, train=split))
+    assert found == (RESIZING if resized else ())

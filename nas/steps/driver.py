@@ -58,7 +58,8 @@ RESIZING: ladder.Resizing = ((0.5, 0.6), (0.7, 0.85))
 """Trainings under a time budget see small images first: a step costs a quarter, then half, of one at full size."""
 
 FEW_IMAGES = 5000
-"""With fewer images of the user's own, the exported network is trained on all of them."""
+"""With fewer images of the user's own, the exported network is trained on all of them. With fewer of any, trainings
+under a time budget begin with smaller images."""
 
 LEAST_RESIZED_SIDE = 24
 """Images of fewer pixels a side are not made smaller."""
@@ -263,9 +264,13 @@ def with_augmentation(config: Config, given: Config, names: Sequence[str]) -> Co
 
 
 def usable_resizing(config: Config, space: SearchSpace, data: Data) -> ladder.Resizing:
-    """Image sizes that trainings begin with under a time budget: none where images are small or networks refuse."""
+    """Image sizes that trainings begin with under a time budget: none where images are small or networks refuse.
+
+    Nor where images are many, which a budget passes over a few times only: there a step on a small image taught less
+    than its time was worth (Fashion-MNIST, 200 seconds: 90.65 % with it, 91.89 % without).
+    """
     shape, classes = data.input_shape, len(data.classes)
-    if data.task != "classification" or min(shape[1:]) < LEAST_RESIZED_SIDE:
+    if data.task != "classification" or min(shape[1:]) < LEAST_RESIZED_SIDE or len(data.train) >= FEW_IMAGES:
         return ()
     channels, height, width = shape
     for share, _ in RESIZING:
