@@ -71,7 +71,7 @@ def flops_by_module(network: nn.Module, input_shape: Shape) -> Mapping[str, int]
 def _counted(network: nn.Module, input_shape: Shape, by_module: bool = False) -> Mapping[str, int]:
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with (
-        _at_inference(network),
+        at_inference(network),
         _without_batch_norms(network),
         torch.no_grad(),
         FlopCounterMode(display=False) as counter,
@@ -97,7 +97,7 @@ def latency(network: nn.Module, input_shape: Shape, repeats: int = 20) -> float:
     device = next(network.parameters()).device
     image = torch.zeros(1, *input_shape, device=device)
     times = []
-    with _at_inference(network), torch.inference_mode():
+    with at_inference(network), torch.inference_mode():
         for repeat in range(5 + repeats):
             start = time.perf_counter()
             network(image)
@@ -115,7 +115,7 @@ def activation_bytes(network: nn.Module, input_shape: Shape) -> int:
     that live in an eager forward, which frees each as soon as nothing needs it any more.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    with _at_inference(network), torch.no_grad(), _Living([*network.parameters(), *network.buffers()]) as living:
+    with at_inference(network), torch.no_grad(), _Living([*network.parameters(), *network.buffers()]) as living:
         network(torch.zeros(1, *input_shape, device=device))
     return int(living.peak)
 
@@ -150,7 +150,7 @@ class _Living(TorchDispatchMode):
 
 
 @contextmanager
-def _at_inference(network: nn.Module) -> Iterator[None]:
+def at_inference(network: nn.Module) -> Iterator[None]:
     """In eval mode; each module's own mode is put back afterwards."""
     modes = {module: module.training for module in network.modules()}
     network.eval()

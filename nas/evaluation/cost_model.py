@@ -36,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nas.errors import InputError, first_error
+from nas.evaluation.complexity import at_inference
 from nas.space import Shape
 
 VERSION: Final = 1
@@ -108,7 +109,7 @@ class Work:
         The network may be on any device; its mode and state are left as they were. A network that cannot run on the
         meta device computes one image where it is.
         """
-        with _at_inference(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with at_inference(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
                 counts = _counted_on_meta(network, input_shape)
             except Exception:  # a third-party network may raise anything on the meta device
@@ -501,18 +502,6 @@ def _with_light_norms(network: nn.Module, recorder: _Recorder) -> Iterator[None]
     finally:
         for module in norms:
             del vars(module)["forward"]
-
-
-@contextmanager
-def _at_inference(network: nn.Module) -> Iterator[None]:
-    """In eval mode; each module's own mode is put back afterwards."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 class _Stepping:

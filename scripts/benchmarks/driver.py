@@ -114,7 +114,7 @@ class Course:
         if event.measurement is not None:
             now = time.perf_counter() - self._begin
             new_candidate = bool(event.name and event.name.count(" ") == 1)
-            self.rows.append({"seconds": now - Timed.seconds, "sampler": Timed.seconds, "newcomer": new_candidate})
+            self.rows.append({"seconds": now - Timed.seconds, "sampler": Timed.seconds, "new_candidate": new_candidate})
 
 
 def config(folder: Path, **search: Any) -> Config:
@@ -138,8 +138,8 @@ def search(count: int) -> tuple[list[dict[str, Any]], pd.DataFrame]:
         course = Course()
         nas.Experiment(config=config(Path(folder), trials=count), listen=course).search()
     table = pd.DataFrame(course.rows)
-    table.insert(0, "candidate", table["newcomer"].cumsum())
-    table = table[table["newcomer"] == 1].drop(columns="newcomer").reset_index(drop=True)
+    table.insert(0, "candidate", table["new_candidate"].cumsum())
+    table = table[table["new_candidate"] == 1].drop(columns="new_candidate").reset_index(drop=True)
     rows = []
     for at in (count // 10, count):
         window = table[(table["candidate"] > at - max(at // 5, 3)) & (table["candidate"] <= max(at, 3))]
